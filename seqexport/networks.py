@@ -1,0 +1,83 @@
+"""The recognised network as a torch module: [embedding] → RNN, LSTM or GRU → [linear head]."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from seqexport import recurrent
+from seqexport.recurrent import State
+from seqexport.specs import NetworkSpec
+
+
+class Network(nn.Module):
+    """Built from its description; the parameters are called `embedding.*`, `rnn.*` and `head.*`.
+
+    `dropout`, used in training only, falls on what the head reads and between layers.
+    """
+
+    def __init__(self, spec: NetworkSpec, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.spec = spec
+        self.embedding = nn.Embedding(spec.vocabulary, spec.features) if spec.vocabulary else None
+        self.rnn = _recurrence(spec, dropout if spec.layers > 1 else 0.0)
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(spec.width, spec.outputs, bias=spec.head_bias) if spec.outputs else None
+
+    def forward(self, x: Tensor, *state: Tensor) -> State:
+        """x [batch,time,features] or tokens [batch,time], and h0 (c0) [layers*directions, batch, hidden], zero where
+        not given → y [batch,time,outputs] ([batch,outputs] where the head pools), hn (cn). Time-major nets have time
+        before batch in x and y."""
+        if self.embedding is not None:
+            x = self.embedding(x)
+        time_axis = 0 if self.spec.time_major else 1
+        state = state or self.zero_state(x.shape[1 - time_axis])
+        y, final = self.rnn(x, state if self.spec.cell == "lstm" else state[0])
+        y = self.dropout(_pooled(y, self.spec, time_axis))
+        if self.head is not None:
+            y = self.head(y)
+        return y, *(final if self.spec.cell == "lstm" else (final,))
+
+    def zero_state(self, batch: int) -> State:
+        """The state before the first step."""
+        zero = self.rnn.weight_hh_l0.new_zeros(self.spec.state[0].dims[0], batch, self.spec.hidden_size)
+        return tuple(zero for _ in self.spec.state)
+
+    def as_function(self) -> Callable[[Tensor, State], tuple[Tensor, State]]:
+        """The network on time-major input as a function of tensors, head on every step, for the body of a loop:
+        x (T, B, features) or tokens (T, B), state → y (T, B, outputs), state."""
+        run = recurrent.as_function(self.rnn)
+        table = None if self.embedding is None else self.embedding.weight
+        head = None if self.head is None else (self.head.weight, self.head.bias)
+
+        def call(x: Tensor, state: State) -> tuple[Tensor, State]:
+            if table is not None:
+                x = nn.functional.embedding(x, table)
+            y, state = run(x, state)
+            return (y if head is None else nn.functional.linear(y, *head)), state
+
+        return call
+
+
+def _recurrence(spec: NetworkSpec, dropout: float) -> nn.RNNBase:
+    options = {
+        "num_layers": spec.layers,
+        "bias": spec.bias,
+        "batch_first": not spec.time_major,
+        "bidirectional": spec.bidirectional,
+        "dropout": dropout,
+    }
+    if spec.cell == "rnn":
+        return nn.RNN(spec.features, spec.hidden_size, nonlinearity=spec.nonlinearity, **options)
+    return (nn.LSTM if spec.cell == "lstm" else nn.GRU)(spec.features, spec.hidden_size, **options)
+
+
+def _pooled(y: Tensor, spec: NetworkSpec, time_axis: int) -> Tensor:
+    """What the head reads of the recurrence's output y."""
+    if spec.pooling == "every":
+        return y
+    if spec.pooling == "last":
+        return y.select(time_axis, -1)
+    return y.mean(time_axis) if spec.pooling == "mean" else torch.amax(y, time_axis)

@@ -1,0 +1,250 @@
+"""The recurrent calls as operators that torch.export keeps whole, and what they are in ONNX.
+
+torch's own shape rule for aten.lstm and its kin unrolls the time axis and so freezes it. The operators here compute
+shapes without touching time, and torch.onnx lowers them to the ONNX RNN, LSTM and GRU nodes that every runtime has a
+fast kernel for.
+
+Shapes: time T, batch B, features F, hidden size H, layers L, directions D. Everything here is time-major, as ONNX is.
+Weights come flat, in torch's order: for each layer, for each direction, W_ih (G*H, F or D*H), W_hh (G*H, H) and, with
+bias, b_ih and b_hh (G*H), where G is the number of gates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from onnxscript import opset20 as op
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from seqexport.errors import UnsupportedError
+from seqexport.specs import Cell
+
+State = tuple[Tensor, ...]
+
+# torch's gates, in the order that ONNX wants them: LSTM i,f,g,o → i,o,f,c; GRU r,z,n → z,r,h.
+# Source: the equations of torch.nn.LSTM and GRU, and of the ONNX operators LSTM-14 and GRU-14.
+ONNX_GATE_ORDER: dict[Cell, tuple[int, ...]] = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2), "rnn": (0,)}
+
+
+@torch.library.custom_op("seqexport::lstm", mutates_args=())
+def lstm(
+    x: Tensor, h0: Tensor, c0: Tensor, weights: list[Tensor], bias: bool, layers: int, bidirectional: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """x (T, B, F), h0 and c0 (L*D, B, H) → y (T, B, D*H), hn and cn (L*D, B, H)."""
+    y, hn, cn = torch._VF.lstm(x, (h0, c0), weights, bias, layers, 0.0, False, bidirectional, False)
+    return y.clone(), hn.clone(), cn.clone()
+
+
+@torch.library.custom_op("seqexport::gru", mutates_args=())
+def gru(
+    x: Tensor, h0: Tensor, weights: list[Tensor], bias: bool, layers: int, bidirectional: bool
+) -> tuple[Tensor, Tensor]:
+    """x (T, B, F), h0 (L*D, B, H) → y (T, B, D*H), hn (L*D, B, H)."""
+    y, hn = torch._VF.gru(x, h0, weights, bias, layers, 0.0, False, bidirectional, False)
+    return y.clone(), hn.clone()
+
+
+@torch.library.custom_op("seqexport::rnn", mutates_args=())
+def rnn(
+    x: Tensor, h0: Tensor, weights: list[Tensor], bias: bool, layers: int, bidirectional: bool, nonlinearity: str
+) -> tuple[Tensor, Tensor]:
+    """x (T, B, F), h0 (L*D, B, H) → y (T, B, D*H), hn (L*D, B, H). nonlinearity: tanh or relu."""
+    call = torch._VF.rnn_tanh if nonlinearity == "tanh" else torch._VF.rnn_relu
+    y, hn = call(x, h0, weights, bias, layers, 0.0, False, bidirectional, False)
+    return y.clone(), hn.clone()
+
+
+def _output(x: Tensor, h0: Tensor, bidirectional: bool) -> Tensor:
+    return x.new_empty(x.shape[0], x.shape[1], h0.shape[2] * (2 if bidirectional else 1))
+
+
+@lstm.register_fake
+def _(x: Tensor, h0: Tensor, c0: Tensor, weights: Any, bias: bool, layers: int, bidirectional: bool) -> State:
+    return _output(x, h0, bidirectional), torch.empty_like(h0), torch.empty_like(c0)
+
+
+@gru.register_fake
+def _(x: Tensor, h0: Tensor, weights: Any, bias: bool, layers: int, bidirectional: bool) -> State:
+    return _output(x, h0, bidirectional), torch.empty_like(h0)
+
+
+@rnn.register_fake
+def _(x: Tensor, h0: Tensor, weights: Any, bias: bool, layers: int, bidirectional: bool, nonlinearity: str) -> State:
+    return _output(x, h0, bidirectional), torch.empty_like(h0)
+
+
+def as_function(module: nn.RNNBase) -> Callable[[Tensor, State], tuple[Tensor, State]]:
+    """The recurrence of `module`, without dropout, as a function of tensors: x (T, B, F) and state → y and state.
+
+    A loop's body needs it: while exporting, dynamo traces the body and refuses nn.RNN, nn.LSTM and nn.GRU objects.
+    Eagerly it is the same call that the module makes.
+    """
+    weights = [getattr(module, name) for name in module._flat_weights_names]
+    options = (module.bias, module.num_layers, module.bidirectional)
+    cell, nonlinearity = _cell_of(module.mode)
+
+    def run(x: Tensor, state: State) -> tuple[Tensor, State]:
+        if torch.compiler.is_exporting():
+            y, *final = _call(cell, nonlinearity, x, state, weights, *options)
+        else:
+            hx = state if cell == "lstm" else state[0]
+            call = getattr(torch._VF, module.mode.lower())
+            y, *final = call(x, hx, weights, *options[:2], 0.0, False, options[2], False)
+        return y, tuple(final)
+
+    return run
+
+
+def _cell_of(mode: str) -> tuple[Cell, str]:
+    """torch's name of a recurrent call, as cell and nonlinearity: RNN_TANH → rnn, tanh."""
+    cell, _, nonlinearity = mode.lower().partition("_")
+    assert cell in ("rnn", "lstm", "gru"), mode
+    return cell, nonlinearity  # type: ignore[return-value]  # narrowed by the assertion
+
+
+def _call(
+    cell: Cell,
+    nonlinearity: str,
+    x: Tensor,
+    state: Sequence[Tensor],
+    weights: list[Tensor],
+    bias: bool,
+    layers: int,
+    bidirectional: bool,
+) -> State:
+    if cell == "rnn":
+        return rnn(x, *state, weights, bias, layers, bidirectional, nonlinearity)
+    return (lstm if cell == "lstm" else gru)(x, *state, weights, bias, layers, bidirectional)
+
+
+class RecurrentCallsStayWhole(TorchFunctionMode):
+    """While active, the calls that nn.RNN, nn.LSTM and nn.GRU make become the operators of this module."""
+
+    _modes = ("lstm", "gru", "rnn_tanh", "rnn_relu")
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        if name == "_pack_padded_sequence":
+            raise UnsupportedError(
+                "The model packs its sequences (pack_padded_sequence), which seqexport cannot export yet: "
+                "give the recurrent net the padded tensor."
+            )
+        if name not in self._modes or func != getattr(torch._VF, name):
+            return func(*args, **(kwargs or {}))
+        return self._recurrent(name, *args)
+
+    def _recurrent(
+        self,
+        name: str,
+        x: Tensor,
+        hx: Any,
+        weights: Sequence[Tensor],
+        bias: bool,
+        layers: int,
+        dropout: float,
+        train: bool,
+        bidirectional: bool,
+        batch_first: bool,
+    ) -> State:
+        cell, nonlinearity = _cell_of(name)
+        if len(weights) != layers * (2 if bidirectional else 1) * (4 if bias else 2):
+            raise UnsupportedError(
+                "The model has an nn.LSTM with proj_size, which seqexport cannot export yet: use one without."
+            )
+        if batch_first:
+            x = x.transpose(0, 1)
+        state = tuple(hx) if cell == "lstm" else (hx,)
+        y, *final = _call(cell, nonlinearity, x, state, list(weights), bias, layers, bidirectional)
+        return (y.transpose(0, 1) if batch_first else y, *final)
+
+
+def _ints(*values: int) -> Any:
+    return op.Constant(value_ints=list(values))
+
+
+def _reordered(cell: Cell, parameter: Any, hidden_size: int) -> Any:
+    """A weight (G*H, K) or a bias (G*H) with its gates in ONNX's order."""
+    order = ONNX_GATE_ORDER[cell]
+    if len(order) == 1:
+        return parameter
+    rows = [gate * hidden_size + row for gate in order for row in range(hidden_size)]
+    return op.Gather(parameter, _ints(*rows), axis=0)
+
+
+def _concat(parts: Sequence[Any], axis: int = 0) -> Any:
+    return parts[0] if len(parts) == 1 else op.Concat(*parts, axis=axis)
+
+
+def _layer_parameters(cell: Cell, parameters: Sequence[Any], bias: bool) -> tuple[Any, Any, Any | None]:
+    """One layer's parameters, direction after direction → W (D, G*H, F), R (D, G*H, H), B (D, 2*G*H) or None."""
+    per_direction = 4 if bias else 2
+    starts = range(0, len(parameters), per_direction)
+    hidden_size = parameters[1].shape[1]
+
+    def stacked(offset: int) -> Any:
+        return _concat([op.Unsqueeze(_reordered(cell, parameters[start + offset], hidden_size), _ints(0)) for start in starts])
+
+    return stacked(0), stacked(1), _concat([stacked(2), stacked(3)], axis=1) if bias else None
+
+
+def _lower(
+    cell: Cell,
+    x: Any,
+    state: Sequence[Any],
+    weights: Sequence[Any],
+    bias: bool,
+    layers: int,
+    bidirectional: bool,
+    nonlinearity: str = "",
+) -> tuple[Any, ...]:
+    """The ONNX nodes of one recurrent call: a node a layer, whose output (T, D, B, H) is laid flat to (T, B, D*H)."""
+    directions = 2 if bidirectional else 1
+    per_layer = directions * (4 if bias else 2)
+    node = {"lstm": op.LSTM, "gru": op.GRU, "rnn": op.RNN}[cell]
+    options: dict[str, Any] = {
+        "hidden_size": weights[1].shape[1],
+        "direction": "bidirectional" if bidirectional else "forward",
+    }
+    if cell == "gru":
+        options["linear_before_reset"] = 1
+    if cell == "rnn":
+        options["activations"] = [nonlinearity.capitalize()] * directions
+    finals = []
+    for layer in range(layers):
+        parameters = _layer_parameters(cell, weights[layer * per_layer : (layer + 1) * per_layer], bias)
+        first = layer * directions
+        initial = [
+            part if layers == 1 else op.Slice(part, _ints(first), _ints(first + directions), _ints(0)) for part in state
+        ]
+        y, *final = node(x, *parameters, None, *initial, **options)
+        finals.append(final)
+        if directions == 1:
+            x = op.Squeeze(y, _ints(1))
+        else:
+            x = op.Reshape(op.Transpose(y, perm=[0, 2, 1, 3]), _ints(0, 0, -1))
+    return (x, *(_concat(parts) for parts in zip(*finals, strict=True)))
+
+
+def _lower_lstm(x: Any, h0: Any, c0: Any, weights: Any, bias: bool, layers: int, bidirectional: bool) -> Any:
+    return _lower("lstm", x, (h0, c0), weights, bias, layers, bidirectional)
+
+
+def _lower_gru(x: Any, h0: Any, weights: Any, bias: bool, layers: int, bidirectional: bool) -> Any:
+    return _lower("gru", x, (h0,), weights, bias, layers, bidirectional)
+
+
+def _lower_rnn(x: Any, h0: Any, weights: Any, bias: bool, layers: int, bidirectional: bool, nonlinearity: str) -> Any:
+    return _lower("rnn", x, (h0,), weights, bias, layers, bidirectional, nonlinearity)
+
+
+def translations() -> dict[Any, Callable[..., Any]]:
+    """torch.onnx's custom_translation_table for the operators of this module."""
+    operators = torch.ops.seqexport
+    return {
+        operators.lstm.default: _lower_lstm,
+        operators.gru.default: _lower_gru,
+        operators.rnn.default: _lower_rnn,
+    }
