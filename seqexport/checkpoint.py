@@ -95,7 +95,7 @@ def write_checkpoint(
         "state_dict": {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()},
         "metrics": json.loads(json.dumps(metrics)),
         "data": json.loads(json.dumps(data)),
-        "versions": {"torch": torch.__version__, "python": platform.python_version()},
+        "versions": {"torch": str(torch.__version__), "python": platform.python_version()},
     }
     buffer = io.BytesIO()
     torch.save(content, buffer)
@@ -182,8 +182,8 @@ def _load(path: Path, content: bytes) -> Any:
         with warnings.catch_warnings(action="ignore"):
             return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)  # noqa: TID251  the one place
     except UnpicklingError as error:
-        named = re.search(r"GLOBAL (\S+) was not an allowed global|[Uu]nsupported (?:global|class|operand).*?(\S+)", str(error))
-        what = f" ({named[1] or named[2]})" if named else ""
+        named = re.search(r"(?:GLOBAL|class|function) ([\w.]+\.\w+)", str(error))
+        what = f" ({named[1]})" if named else ""
         raise CheckpointError(
             f"{path} holds a pickled object{what}, which would run code to be read, and was not executed: save the "
             'weights with torch.save(model.state_dict(), "weights.pt"), or export the live module with '

@@ -1,0 +1,57 @@
+"""Any PyTorch recurrent net (RNN, LSTM, GRU) to a verified, deployable ONNX file.
+
+Importing this package imports neither torch nor onnxruntime; each is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from seqexport.errors import (
+    CheckpointError,
+    FileError,
+    InputError,
+    ParityError,
+    SeqExportError,
+    SpecError,
+    UnsupportedError,
+)
+
+if TYPE_CHECKING:
+    from seqexport.checkpoint import Choices, read_checkpoint, write_checkpoint
+    from seqexport.exporter import export, verify_files
+    from seqexport.runtimes import load
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "Choices": "checkpoint",
+    "read_checkpoint": "checkpoint",
+    "write_checkpoint": "checkpoint",
+    "export": "exporter",
+    "verify_files": "exporter",
+    "load": "runtimes",
+}
+
+__all__ = [
+    "CheckpointError",
+    "Choices",
+    "FileError",
+    "InputError",
+    "ParityError",
+    "SeqExportError",
+    "SpecError",
+    "UnsupportedError",
+    "export",
+    "load",
+    "read_checkpoint",
+    "verify_files",
+    "write_checkpoint",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(f"seqexport.{_LAZY[name]}"), name)
+    raise AttributeError(f"module 'seqexport' has no attribute {name!r}")

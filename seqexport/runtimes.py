@@ -1,0 +1,293 @@
+"""One small interface over whatever runs a model: torch, onnxruntime. Each is imported when it is used."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from seqexport.errors import FileError, InputError, UnsupportedError
+from seqexport.specs import NetworkSpec, TensorSpec, check_feeds
+
+if TYPE_CHECKING:
+    import onnx
+    import torch
+
+    from seqexport.checkpoint import Checkpoint
+
+JSON_METADATA = ("network", "state_map", "preprocessing", "metrics", "data", "versions", "verification")
+
+
+class Runtime:
+    """Runs one model: `run` takes and gives numpy arrays by name.
+
+    inputs: the specs of what `run` takes; the optional ones may be left out. output_names: what it gives.
+    metadata: task, cell, preprocessing and the like, as in the ONNX file.
+    """
+
+    name: str
+    inputs: tuple[TensorSpec, ...]
+    output_names: tuple[str, ...]
+    metadata: Mapping[str, Any]
+
+    def run(self, feeds: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """{input name: array} → {output name: array}. Raises InputError for values that do not fit the inputs."""
+        return dict(zip(self.output_names, self._run(check_feeds(self.inputs, feeds)), strict=True))
+
+    def _run(self, feeds: dict[str, np.ndarray]) -> Sequence[np.ndarray]:
+        raise NotImplementedError
+
+
+class TorchRuntime(Runtime):
+    """Runs a module that takes and gives flat tensors, on `threads` threads, with oneDNN on or off.
+
+    oneDNN matters: at single steps torch's LSTM is several times slower with it than without, and for long sequences
+    it is the other way round. None leaves torch's own setting.
+    """
+
+    name = "torch"
+
+    def __init__(
+        self,
+        module: Callable[..., Sequence[torch.Tensor]],
+        inputs: Sequence[TensorSpec],
+        output_names: Sequence[str],
+        *,
+        threads: int = 1,
+        onednn: bool | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.module = module
+        self.inputs = tuple(inputs)
+        self.output_names = tuple(output_names)
+        self.threads = threads
+        self.onednn = onednn
+        self.metadata = metadata or {}
+
+    def _run(self, feeds: dict[str, np.ndarray]) -> Sequence[np.ndarray]:
+        import torch
+
+        if torch.get_num_threads() != self.threads:
+            torch.set_num_threads(self.threads)
+        if any(spec.optional and spec.name in feeds for spec in self.inputs):
+            feeds = self._with_zeros(feeds)
+        # A copy, since torch shares memory with arrays, of which the caller's may be read-only.
+        tensors = [torch.tensor(array) for array in feeds.values()]
+        with torch.inference_mode(), self._onednn():
+            return [output.numpy() for output in self.module(*tensors)]
+
+    def _with_zeros(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The feeds with every optional input there: those left out are zero."""
+        sizes: dict[str, int] = {}
+        for spec in self.inputs:
+            if spec.name in feeds:
+                sizes |= {dim: n for dim, n in zip(spec.dims, feeds[spec.name].shape, strict=True) if isinstance(dim, str)}
+        return {
+            spec.name: feeds[spec.name] if spec.name in feeds else np.zeros(spec.shape(sizes), spec.dtype)
+            for spec in self.inputs
+        }
+
+    @contextlib.contextmanager
+    def _onednn(self) -> Iterator[None]:
+        import torch
+
+        if self.onednn is None:
+            yield
+            return
+        with torch.backends.mkldnn.flags(enabled=self.onednn):
+            yield
+
+
+class OnnxRuntime(Runtime):
+    """Runs an ONNX file, or its bytes, in onnxruntime on the CPU, on `threads` threads."""
+
+    name = "onnxruntime"
+
+    def __init__(self, model: Path | bytes, *, threads: int = 1) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        # Below this severity onnxruntime warns of every optional state, which is there on purpose.
+        options.log_severity_level = 3
+        source = str(model) if isinstance(model, Path) else model
+        try:
+            self.session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's exceptions have no common base
+            what = model if isinstance(model, Path) else "The model"
+            reason = str(error).splitlines()[0]
+            raise FileError(f"{what} could not be loaded by onnxruntime ({reason}); expected an ONNX model.") from error
+        self.metadata = parse_metadata(self.session.get_modelmeta().custom_metadata_map)
+        ranges = _ranges(self.metadata)
+        required = [_input_spec(value, False, ranges) for value in self.session.get_inputs()]
+        optional = [_input_spec(value, True, ranges) for value in self.session.get_overridable_initializers()]
+        self.inputs = (*required, *sorted(optional, key=lambda spec: spec.name != "h0"))
+        self.output_names = tuple(value.name for value in self.session.get_outputs())
+
+    def _run(self, feeds: dict[str, np.ndarray]) -> Sequence[np.ndarray]:
+        try:
+            return self.session.run(self.output_names, feeds)
+        except Exception as error:  # onnxruntime's exceptions have no common base
+            shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
+            raise InputError(f"onnxruntime could not run {shapes}: {str(error).splitlines()[0]}") from error
+
+
+_ONNX_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(double)": "float64",
+    "tensor(float16)": "float16",
+    "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
+    "tensor(bool)": "bool",
+}
+
+
+def _input_spec(value: Any, optional: bool, ranges: Mapping[str, TensorSpec]) -> TensorSpec:
+    if value.type not in _ONNX_DTYPES:
+        raise UnsupportedError(f"The model's input {value.name!r} is a {value.type}, which seqexport cannot feed.")
+    known = ranges.get(value.name)
+    dims = tuple(dim if isinstance(dim, int) else dim or f"{value.name}_{axis}" for axis, dim in enumerate(value.shape))
+    low, high = (known.low, known.high) if known else (None, None)
+    if optional and known:  # the default has a batch of 1; what may be fed is the batch of the other inputs
+        dims = known.dims
+    return TensorSpec(value.name, _ONNX_DTYPES[value.type], dims, low, high, optional=optional)
+
+
+def _ranges(metadata: Mapping[str, Any]) -> dict[str, TensorSpec]:
+    """The specs that the file's own description of its network gives."""
+    if "network" not in metadata:
+        return {}
+    spec = NetworkSpec.from_dict(metadata["network"])
+    return {part.name: part for part in (spec.input, *spec.state)}
+
+
+def parse_metadata(properties: Mapping[str, str]) -> dict[str, Any]:
+    """An ONNX file's metadata_props, with what is JSON in them decoded."""
+    parsed: dict[str, Any] = dict(properties)
+    for name in JSON_METADATA:
+        if name in parsed:
+            with contextlib.suppress(json.JSONDecodeError):
+                parsed[name] = json.loads(parsed[name])
+    return parsed
+
+
+def checkpoint_metadata(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What a file says of the checkpoint that it came from."""
+    metadata: dict[str, Any] = {
+        "cell": checkpoint.spec.cell,
+        "network": checkpoint.spec.to_dict(),
+        "state_map": checkpoint.spec.state_map,
+        "checkpoint_sha256": checkpoint.sha256,
+    }
+    named = {
+        "task": checkpoint.task,
+        "preprocessing": checkpoint.preprocessing,
+        "metrics": checkpoint.metrics,
+        "data": checkpoint.data,
+    }
+    return metadata | {name: value for name, value in named.items() if value}
+
+
+def load(
+    path: str | os.PathLike[str],
+    runtime: str | None = None,
+    *,
+    pipeline: str | None = None,
+    threads: int = 1,
+    onednn: bool | None = None,
+) -> Runtime:
+    """Load a checkpoint (runtime "torch") or an ONNX file (runtime "onnxruntime"): its network, or its pipeline.
+
+    For an ONNX file, `net.onnx` with pipeline "forecast" is `net.forecast.onnx` beside it. Raises FileError for a
+    missing or unreadable file, or where network and pipeline come from different checkpoints; UnsupportedError for a
+    runtime that does not run this kind of file.
+    """
+    path = Path(path)
+    if runtime not in (None, "torch", "onnxruntime"):
+        raise UnsupportedError(f"There is no runtime {runtime!r}; expected torch or onnxruntime.")
+    if threads < 1:
+        raise InputError(f"A runtime needs at least 1 thread, got {threads}.")
+    is_checkpoint = _is_checkpoint(path)
+    if is_checkpoint and runtime == "onnxruntime":
+        raise UnsupportedError(f"{path} is a checkpoint, which onnxruntime cannot run: python -m seqexport {path} first.")
+    if not is_checkpoint and runtime == "torch":
+        raise UnsupportedError(f"{path} is not a checkpoint, and torch runs nothing else: give the file it came from.")
+    if is_checkpoint:
+        return _load_torch(path, pipeline, threads, onednn)
+    if pipeline is not None and onnx_metadata(path).get("part", "network") == "network":
+        path = pipeline_path(path, pipeline)
+        if not path.is_file():
+            raise FileError(f"There is no file {path}, the pipeline of the network beside it: export the checkpoint again.")
+    check_pair(path)
+    return OnnxRuntime(path, threads=threads)
+
+
+def _is_checkpoint(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(2)[:1] in (b"P", b"\x80")
+    except OSError as error:
+        raise FileError(f"{path} could not be read ({error.strerror}): give a checkpoint or an ONNX file.") from error
+
+
+def _load_torch(path: Path, pipeline: str | None, threads: int, onednn: bool | None) -> TorchRuntime:
+    from seqexport.checkpoint import read_checkpoint
+
+    checkpoint = read_checkpoint(path)
+    options: dict[str, Any] = {"threads": threads, "onednn": onednn, "metadata": checkpoint_metadata(checkpoint)}
+    if pipeline is None:
+        spec = checkpoint.spec
+        return TorchRuntime(checkpoint.network(), (spec.input, *spec.state), spec.output_names, **options)
+    module = checkpoint.pipeline(pipeline)
+    return TorchRuntime(module, module.inputs, module.output_names, **options)
+
+
+def pipeline_path(network_path: Path, pipeline: str) -> Path:
+    """net.onnx → net.forecast.onnx."""
+    return network_path.with_name(f"{network_path.stem}.{pipeline}{network_path.suffix}")
+
+
+def read_onnx(path: Path) -> onnx.ModelProto:
+    """The model of an ONNX file. Raises FileError for anything else."""
+    import onnx
+
+    try:
+        model = onnx.load_model(path, load_external_data=False)
+    except OSError as error:
+        raise FileError(f"{path} could not be read ({error.strerror}): give an ONNX file.") from error
+    except Exception as error:  # protobuf's decoding errors have no public base
+        raise FileError(f"{path} is neither a checkpoint nor an ONNX file.") from error
+    if not model.graph.node:
+        raise FileError(f"{path} is neither a checkpoint nor an ONNX file with a graph in it.")
+    return model
+
+
+def onnx_metadata(path: Path) -> dict[str, Any]:
+    """The metadata of an ONNX file."""
+    return parse_metadata({prop.key: prop.value for prop in read_onnx(path).metadata_props})
+
+
+def check_pair(path: Path) -> None:
+    """Raise FileError if the network's file and a pipeline's file beside it were written from different checkpoints."""
+    mine = onnx_metadata(path)
+    if "checkpoint_sha256" not in mine or "task" not in mine:
+        return
+    task = mine["task"]
+    if mine.get("part") == "network":
+        other = pipeline_path(path, task)
+    else:
+        other = path.with_name(path.name.removesuffix(f".{task}{path.suffix}") + path.suffix)
+    if other == path or not other.is_file():
+        return
+    theirs = onnx_metadata(other).get("checkpoint_sha256", "none")
+    if theirs != mine["checkpoint_sha256"]:
+        raise FileError(
+            f"{path.name} was written from the checkpoint {mine['checkpoint_sha256'][:12]}…, {other.name} beside it from "
+            f"{theirs[:12]}…: export the checkpoint again, so that both belong together."
+        )
