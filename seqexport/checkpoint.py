@@ -205,7 +205,9 @@ def _check_archive(path: Path, content: bytes) -> None:
     except (zipfile.BadZipFile, EOFError, OSError, ValueError, NotImplementedError, RuntimeError) as error:
         raise CheckpointError(f"{path} is a damaged archive ({error}): copy or save it again.") from error
     if damaged is not None:
-        raise CheckpointError(f"{path} is damaged: the checksum of its entry {damaged} is wrong; copy or save it again.")
+        raise CheckpointError(
+            f"{path} is damaged: the checksum of its entry {damaged} is wrong; copy or save it again."
+        )
     if any(name.split("/")[1:2] == ["code"] for name in names):
         raise CheckpointError(
             f"{path} is a TorchScript archive, which seqexport cannot read yet: "
@@ -255,7 +257,9 @@ def _checked_weights(path: Path, weights: Any) -> dict[str, Tensor]:
         tensor = tensor.detach().to(torch.float32).contiguous()
         if not tensor.isfinite().all():
             count = int((~tensor.isfinite()).sum())
-            raise CheckpointError(f"{path}: {name} holds {count} values that are NaN or infinite; train or save it again.")
+            raise CheckpointError(
+                f"{path}: {name} holds {count} values that are NaN or infinite; train or save it again."
+            )
         checked[name] = tensor
     return checked
 
@@ -275,7 +279,9 @@ def _check_shapes(path: Path, weights: Mapping[str, Tensor], expected: Mapping[s
             )
 
 
-_RECURRENT = re.compile(r"(?P<prefix>.*?)(?P<kind>weight_ih|weight_hh|bias_ih|bias_hh|weight_hr)_l(?P<layer>\d+)(?P<reverse>_reverse)?")
+_RECURRENT = re.compile(
+    r"(?P<prefix>.*?)(?P<kind>weight_ih|weight_hh|bias_ih|bias_hh|weight_hr)_l(?P<layer>\d+)(?P<reverse>_reverse)?"
+)
 
 
 def infer(path: Path, digest: str, loaded: Mapping[str, Any], choices: Choices) -> Checkpoint:
@@ -289,7 +295,9 @@ def infer(path: Path, digest: str, loaded: Mapping[str, Any], choices: Choices) 
     names = list(weights)
     first = names.index(f"{prefix}weight_ih_l0")
     matrices = [name for name in names if name.endswith(".weight") and weights[name].ndim == 2 and f"{name[:-6]}bias"]
-    ours = {name: f"rnn.{name[len(prefix):]}" for name in names if name.startswith(prefix) and _RECURRENT.fullmatch(name)}
+    ours = {
+        name: f"rnn.{name[len(prefix) :]}" for name in names if name.startswith(prefix) and _RECURRENT.fullmatch(name)
+    }
     embedding = _infer_embedding([name for name in matrices if names.index(name) < first], weights, spec)
     if embedding:
         spec = replace(spec, vocabulary=weights[embedding].shape[0])
@@ -300,7 +308,9 @@ def infer(path: Path, digest: str, loaded: Mapping[str, Any], choices: Choices) 
         spec = replace(spec, outputs=weights[head].shape[0], head_bias=bias in weights)
         ours |= {head: "head.weight", bias: "head.bias"} if bias in weights else {head: "head.weight"}
     spec, notes = _apply_choices(spec, choices)
-    widened = sorted({str(t.dtype).removeprefix("torch.") for t in loaded.values() if isinstance(t, Tensor)} - {"float32"})
+    widened = sorted(
+        {str(t.dtype).removeprefix("torch.") for t in loaded.values() if isinstance(t, Tensor)} - {"float32"}
+    )
     if widened:
         notes.append(f"weights of {', '.join(widened)} are exported as float32")
     renamed = {ours[name]: weights[name] for name in names if name in ours}
@@ -314,7 +324,9 @@ def _infer_recurrence(path: Path, weights: Mapping[str, Tensor]) -> tuple[str, N
     prefixes = list(dict.fromkeys(match["prefix"] for match in matches))
     if not prefixes:
         found = ", ".join(list(weights)[:4]) or "no weights at all"
-        raise CheckpointError(f"{path} holds no recurrent net: expected weights named like rnn.weight_ih_l0, found {found}.")
+        raise CheckpointError(
+            f"{path} holds no recurrent net: expected weights named like rnn.weight_ih_l0, found {found}."
+        )
     if len(prefixes) > 1:
         raise CheckpointError(
             f"{path} holds {len(prefixes)} recurrent nets ({', '.join(p.rstrip('.') or 'unnamed' for p in prefixes)}), and "

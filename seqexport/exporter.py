@@ -83,7 +83,9 @@ def export(
         raise SpecError(f"The state is {state!r}; expected optional, explicit or none.")
     if isinstance(model, nn.Module):
         if path is None or inputs is None:
-            raise SpecError("A live module needs a path to write and the specs of its inputs: export(model, path, inputs=…).")
+            raise SpecError(
+                "A live module needs a path to write and the specs of its inputs: export(model, path, inputs=…)."
+            )
         parts, about = _module_parts(model, Path(path), inputs)
     else:
         if inputs is not None:
@@ -96,7 +98,9 @@ def export(
     return Report(outcomes, files=files, seconds=time.perf_counter() - start, **about)
 
 
-def verify_files(checkpoint_path: str | os.PathLike[str], onnx_path: str | os.PathLike[str], choices: Choices | None = None) -> Report:
+def verify_files(
+    checkpoint_path: str | os.PathLike[str], onnx_path: str | os.PathLike[str], choices: Choices | None = None
+) -> Report:
     """Hold an ONNX file that was exported before (a network's or a pipeline's) against its checkpoint.
 
     The report is returned whether it passed or not. Raises FileError for a file that came from another checkpoint.
@@ -146,9 +150,7 @@ def _checkpoint_parts(checkpoint: Checkpoint, path: Path, state: State) -> tuple
         def in_units(z: np.ndarray) -> np.ndarray:
             return pipeline.scaling.undo(torch.from_numpy(z)).numpy()
 
-        subject = Subject(
-            pipeline.name, (*fixed, *states), state_map, chunked="history", prepare={"history": in_units}
-        )
+        subject = Subject(pipeline.name, (*fixed, *states), state_map, chunked="history", prepare={"history": in_units})
         target = pipeline_path(path, pipeline.name)
         parts.append(Part(subject, pipeline, pipeline.output_names, target, metadata | {"part": pipeline.name}))
     found = f"{checkpoint.task}: {spec}" if checkpoint.task else str(spec)
@@ -200,7 +202,9 @@ def _flatten(value: Any, name: str) -> list[tuple[str, Tensor]]:
     if isinstance(value, (tuple, list)):
         parts = enumerate(value)
         return [pair for index, part in parts for pair in _flatten(part, f"{name}_{index}" if name else "")]
-    raise UnsupportedError(f"The model returns a {type(value).__name__}; expected tensors, in tuples, dicts or dataclasses.")
+    raise UnsupportedError(
+        f"The model returns a {type(value).__name__}; expected tensors, in tuples, dicts or dataclasses."
+    )
 
 
 def _module_parts(module: nn.Module, path: Path, inputs: Mapping[str, str]) -> tuple[list[Part], dict[str, Any]]:
@@ -282,7 +286,9 @@ def _write_verified(
             try:
                 beside.replace(part.path)
             except OSError as error:
-                raise FileError(f"{part.path} could not be replaced ({error.strerror}): check its permissions.") from error
+                raise FileError(
+                    f"{part.path} could not be replaced ({error.strerror}): check its permissions."
+                ) from error
     finally:
         for _, beside in written:
             beside.unlink(missing_ok=True)
@@ -361,7 +367,9 @@ def _trace(part: Part) -> torch.export.ExportedProgram:
                 f"The model fixes the dim {names[0] if names else frozen[1]!r} to one size while it runs, by a Python "
                 "loop or a number taken from a shape: write that step with tensors, or give the dim as a number."
             ) from error
-        raise UnsupportedError(f"The model could not be traced ({type(error).__name__}: {_first_line(error)}).") from error
+        raise UnsupportedError(
+            f"The model could not be traced ({type(error).__name__}: {_first_line(error)})."
+        ) from error
 
 
 def _lower(program: torch.export.ExportedProgram, opset: int) -> ir.Model:
@@ -376,7 +384,9 @@ def _lower(program: torch.export.ExportedProgram, opset: int) -> ir.Model:
                 custom_translation_table=recurrent.translations(),
             )
     except Exception as error:  # torch.onnx raises many kinds
-        raise UnsupportedError(f"The model could not be lowered to ONNX ({type(error).__name__}: {_first_line(error)}).") from error
+        raise UnsupportedError(
+            f"The model could not be lowered to ONNX ({type(error).__name__}: {_first_line(error)})."
+        ) from error
     assert exported is not None
     return exported.model
 
@@ -421,9 +431,7 @@ _tables: dict[int, Any] = {}
 
 def _simplify(model: ir.Model) -> None:
     """Fold what is constant, weights' new layout included and in loop bodies too, and keep every constant once."""
-    onnxscript.optimizer.optimize(
-        model, onnx_shape_inference=False, input_size_limit=2**31, output_size_limit=2**31
-    )
+    onnxscript.optimizer.optimize(model, onnx_shape_inference=False, input_size_limit=2**31, output_size_limit=2**31)
     for value in model.graph.initializers.values():
         if value.const_value is not None:  # equal constants are told by their bytes, which need one layout
             value.const_value = ir.tensor(np.array(value.const_value.numpy(), order="C"), name=value.name)
@@ -492,7 +500,10 @@ def _give_default(graph: ir.Graph, spec: TensorSpec) -> None:
     assert leading.shape is not None and value.shape is not None
     axis = [dim.value if isinstance(dim, ir.SymbolicDim) else dim for dim in leading.shape].index("batch")
     sizes = [ir.tensor(np.array([size], np.int64)) for size in (spec.dims[0], spec.dims[2])]
-    around = [ir.Value(name=f"{spec.name}_{name}", const_value=size) for name, size in zip(("rows", "width"), sizes, strict=True)]
+    around = [
+        ir.Value(name=f"{spec.name}_{name}", const_value=size)
+        for name, size in zip(("rows", "width"), sizes, strict=True)
+    ]
     for constant in around:
         graph.register_initializer(constant)
     batch = ir.node("Shape", [leading], {"start": axis, "end": axis + 1})
@@ -527,4 +538,7 @@ def _metadata(part: Part) -> dict[str, str]:
         "versions": {name: version_of(name) for name in packages} | {"python": platform.python_version()},
         "verification": verdict,
     }
-    return {name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for name, value in values.items()}
+    return {
+        name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        for name, value in values.items()
+    }

@@ -185,7 +185,9 @@ def _layer_parameters(cell: Cell, parameters: Sequence[Any], bias: bool) -> tupl
     hidden_size = parameters[1].shape[1]
 
     def stacked(offset: int) -> Any:
-        return _concat([op.Unsqueeze(_reordered(cell, parameters[start + offset], hidden_size), _ints(0)) for start in starts])
+        return _concat(
+            [op.Unsqueeze(_reordered(cell, parameters[start + offset], hidden_size), _ints(0)) for start in starts]
+        )
 
     return stacked(0), stacked(1), _concat([stacked(2), stacked(3)], axis=1) if bias else None
 

@@ -86,7 +86,9 @@ class TorchRuntime(Runtime):
         sizes: dict[str, int] = {}
         for spec in self.inputs:
             if spec.name in feeds:
-                sizes |= {dim: n for dim, n in zip(spec.dims, feeds[spec.name].shape, strict=True) if isinstance(dim, str)}
+                sizes |= {
+                    dim: n for dim, n in zip(spec.dims, feeds[spec.name].shape, strict=True) if isinstance(dim, str)
+                }
         return {
             spec.name: feeds[spec.name] if spec.name in feeds else np.zeros(spec.shape(sizes), spec.dtype)
             for spec in self.inputs
@@ -213,22 +215,27 @@ def load(
         raise UnsupportedError(f"There is no runtime {runtime!r}; expected torch or onnxruntime.")
     if threads < 1:
         raise InputError(f"A runtime needs at least 1 thread, got {threads}.")
-    is_checkpoint = _is_checkpoint(path)
-    if is_checkpoint and runtime == "onnxruntime":
-        raise UnsupportedError(f"{path} is a checkpoint, which onnxruntime cannot run: python -m seqexport {path} first.")
-    if not is_checkpoint and runtime == "torch":
+    from_torch = is_checkpoint(path)
+    if from_torch and runtime == "onnxruntime":
+        raise UnsupportedError(
+            f"{path} is a checkpoint, which onnxruntime cannot run: python -m seqexport {path} first."
+        )
+    if not from_torch and runtime == "torch":
         raise UnsupportedError(f"{path} is not a checkpoint, and torch runs nothing else: give the file it came from.")
-    if is_checkpoint:
+    if from_torch:
         return _load_torch(path, pipeline, threads, onednn)
     if pipeline is not None and onnx_metadata(path).get("part", "network") == "network":
         path = pipeline_path(path, pipeline)
         if not path.is_file():
-            raise FileError(f"There is no file {path}, the pipeline of the network beside it: export the checkpoint again.")
+            raise FileError(
+                f"There is no file {path}, the pipeline of the network beside it: export the checkpoint again."
+            )
     check_pair(path)
     return OnnxRuntime(path, threads=threads)
 
 
-def _is_checkpoint(path: Path) -> bool:
+def is_checkpoint(path: Path) -> bool:
+    """Whether the file looks like something that torch.save wrote: an archive or a pickle. Told by its first byte."""
     try:
         with path.open("rb") as file:
             return file.read(2)[:1] in (b"P", b"\x80")

@@ -233,9 +233,7 @@ class NetworkSpec:
         """The spec of a checkpoint's `network` entry. Raises SpecError for fields that are unknown or missing."""
         known = {field.name: field for field in dataclasses.fields(cls)}
         unknown = [name for name in fields if name not in known]
-        missing = [
-            name for name, field in known.items() if field.default is dataclasses.MISSING and name not in fields
-        ]
+        missing = [name for name, field in known.items() if field.default is dataclasses.MISSING and name not in fields]
         if unknown or missing:
             raise SpecError(
                 f"The network's description has unknown fields ({', '.join(map(str, unknown)) or 'none'}) "

@@ -145,7 +145,8 @@ class Report:
             "files": [vars(file) for file in self.files],
             "seconds": round(self.seconds, 3),
             "worst": [
-                {"part": part, "output": output, "error": _plain(error)} for (part, output), error in self.worst().items()
+                {"part": part, "output": output, "error": _plain(error)}
+                for (part, output), error in self.worst().items()
             ],
             "cases": [
                 {
@@ -177,7 +178,9 @@ def plan(subject: Subject) -> list[Case]:
     states = ("zero state", "random state") if subject.state_map else ("",)
     for row, state in itertools.product(SIZES if dims else SIZES[:1], states):
         sizes = _sizes(dims, row)
-        name = " · ".join([" × ".join(f"{dim} {size}" for dim, size in sizes.items()) or "fixed shape", *([state] if state else [])])
+        name = " · ".join(
+            [" × ".join(f"{dim} {size}" for dim, size in sizes.items()) or "fixed shape", *([state] if state else [])]
+        )
         cases.append(Case(name, _values(subject, sizes, state == "random state", rng)))
     if subject.chunked and subject.state_map:
         for chunks in CHUNKS:
@@ -197,7 +200,9 @@ def _sizes(dims: Sequence[str], row: Sequence[int]) -> dict[str, int]:
     return {dim: row[index % len(row)] for index, dim in enumerate(dims)}
 
 
-def _values(subject: Subject, sizes: Mapping[str, int], with_state: bool, rng: np.random.Generator) -> dict[str, np.ndarray]:
+def _values(
+    subject: Subject, sizes: Mapping[str, int], with_state: bool, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
     feeds = {}
     for spec in subject.inputs:
         if spec.optional and not with_state:

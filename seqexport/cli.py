@@ -1,0 +1,309 @@
+"""The command line: arguments in, one call, print, exit code out. No numerics live here.
+
+Data goes to stdout, talk to stderr. Exit codes: 0 verified and written, 1 verification failed, 2 could not be done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from seqexport.errors import FileError, InputError, ParityError, SeqExportError
+from seqexport.specs import POOLINGS
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from seqexport.checkpoint import Choices
+    from seqexport.verification import Report
+
+DESCRIPTION = "Any PyTorch recurrent net (RNN, LSTM, GRU) to a verified ONNX file."
+OVERVIEW = """\
+commands:
+  CHECKPOINT              export it: write CHECKPOINT.onnx, and its pipeline's file beside it, verified
+  verify CHECKPOINT ONNX  hold a file that was exported before against its checkpoint
+  inspect FILE            tell what a checkpoint or an ONNX file holds
+  run FILE NAME=VALUE …   run a model once
+
+examples:
+  python -m seqexport lstm.pt
+  python -m seqexport lstm.pt -o net.onnx --head last
+  python -m seqexport verify lstm.pt lstm.onnx
+  python -m seqexport COMMAND --help
+
+exit codes: 0 verified and written · 1 verification failed, nothing written · 2 bad input, or it could not be done
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(f"usage: python -m seqexport CHECKPOINT [-o OUT.onnx] [options]\n\n{DESCRIPTION}\n\n{OVERVIEW}")
+        print(_export_parser().format_help().partition("\n\n")[2], end="")
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        from seqexport import __version__
+
+        print(f"seqexport {__version__}")
+        return 0
+    parser, command = _parser(arguments)
+    options = parser.parse_args(arguments[1:] if arguments[0] in COMMANDS else arguments)
+    try:
+        return command(options)
+    except SeqExportError as error:
+        if options.debug:
+            raise
+        if options.json and isinstance(error, ParityError):
+            _print_json(error.report.to_dict())
+        elif options.json:
+            _print_json({"error": str(error), "kind": type(error).__name__})
+        print(f"seqexport: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("seqexport: stopped; nothing was written.", file=sys.stderr)
+        return 130
+
+
+def _parser(arguments: Sequence[str]) -> tuple[argparse.ArgumentParser, Callable[[argparse.Namespace], int]]:
+    if arguments[0] in COMMANDS:
+        make, command = COMMANDS[arguments[0]]
+        return make(), command
+    return _export_parser(), _export
+
+
+def _base_parser(usage: str, description: str, example: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="seqexport",
+        usage=f"python -m seqexport {usage}",
+        description=description,
+        epilog=f"example: python -m seqexport {example}",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON document on stdout")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def _add_network_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what the weights of a bare state_dict can't tell")
+    group.add_argument("--nonlinearity", choices=("tanh", "relu"), help="of an RNN cell (default: tanh)")
+    group.add_argument(
+        "--time-major", action="store_true", default=None, help="time before batch (default: batch first)"
+    )
+    group.add_argument("--head", choices=POOLINGS, help="the steps that the head reads (default: every)")
+
+
+def _export_parser() -> argparse.ArgumentParser:
+    parser = _base_parser(
+        "CHECKPOINT [-o OUT.onnx] [options]", "Export a checkpoint, verify what was written.", "lstm.pt -o net.onnx"
+    )
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="seqexport's own format, or a bare state_dict")
+    parser.add_argument(
+        "-o", "--output", metavar="OUT", help="the file to write (default: CHECKPOINT with suffix .onnx)"
+    )
+    parser.add_argument("--opset", type=int, default=20, help="ONNX opset, 18 to 23 (default: 20)")
+    parser.add_argument(
+        "--state",
+        choices=("optional", "explicit", "none"),
+        default="optional",
+        help="the state as an input that may be left out, one that is required, or none (default: optional)",
+    )
+    _add_network_options(parser)
+    return parser
+
+
+def _verify_parser() -> argparse.ArgumentParser:
+    parser = _base_parser(
+        "verify CHECKPOINT ONNX [options]", "Hold an ONNX file against its checkpoint.", "verify lstm.pt lstm.onnx"
+    )
+    parser.add_argument("checkpoint", metavar="CHECKPOINT")
+    parser.add_argument("onnx", metavar="ONNX", help="a network's file or a pipeline's")
+    _add_network_options(parser)
+    return parser
+
+
+def _inspect_parser() -> argparse.ArgumentParser:
+    parser = _base_parser("inspect FILE", "Tell what a checkpoint or an ONNX file holds.", "inspect lstm.onnx")
+    parser.add_argument("file", metavar="FILE")
+    return parser
+
+
+def _run_parser() -> argparse.ArgumentParser:
+    parser = _base_parser(
+        "run FILE NAME=VALUE … [options]",
+        "Run a model once. A VALUE is a JSON array, the path of a .npy or .csv file, or zeros[dims] or normal[dims].",
+        "run net.forecast.onnx history='[[12, 15, 11]]' noise=zeros[1,1,12]",
+    )
+    parser.add_argument("file", metavar="FILE", help="an ONNX file, or a checkpoint, which torch then runs")
+    parser.add_argument("values", metavar="NAME=VALUE", nargs="*", help="one for each input that is not optional")
+    parser.add_argument("--pipeline", help="run FILE's pipeline of this name instead of its network, such as forecast")
+    parser.add_argument("--seed", type=int, default=0, help="of normal[dims] (default: 0)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of the runtime (default: 1)")
+    parser.add_argument("-o", "--output", metavar="OUT.npz", help="also write the outputs as arrays")
+    return parser
+
+
+def _choices(options: argparse.Namespace) -> Choices:
+    from seqexport.checkpoint import Choices
+
+    return Choices(options.nonlinearity, options.time_major, options.head)
+
+
+def _export(options: argparse.Namespace) -> int:
+    if not Path(options.checkpoint).exists():  # said at once, without the seconds that importing torch takes
+        raise FileError(f"There is no file {options.checkpoint}: give the path of a checkpoint, or see --help.")
+    from seqexport.exporter import export
+
+    with _status(f"exporting and verifying {options.checkpoint}"):
+        report = export(
+            options.checkpoint, options.output, opset=options.opset, state=options.state, choices=_choices(options)
+        )
+    _show_report(report, options.json)
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from seqexport.exporter import verify_files
+    from seqexport.verification import require
+
+    with _status(f"verifying {options.onnx}"):
+        report = verify_files(options.checkpoint, options.onnx, _choices(options))
+    _show_report(report, options.json)
+    if not report.passed and not options.json:
+        require(report, options.onnx)
+    return 0 if report.passed else 1
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from seqexport.inspection import inspect
+
+    found = inspect(options.file)
+    if options.json:
+        _print_json(found)
+        return 0
+    console = _console()
+    for name, value in found.items():
+        if value not in ({}, []):
+            _print_entry(console, name, value)
+    return 0
+
+
+def _print_entry(console: Console, name: str, value: Any, depth: int = 0) -> None:
+    label = f"{'  ' * depth}{name}"
+    if isinstance(value, dict):
+        console.print(f"[bold]{label}[/]" if not depth else label, highlight=False)
+        for key, part in value.items():
+            _print_entry(console, str(key), part, depth + 1)
+        return
+    if isinstance(value, list):
+        value = ", ".join(map(str, value))
+    console.print(f"{label:<24} {value}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _run(options: argparse.Namespace) -> int:
+    import numpy as np
+
+    from seqexport.runtimes import load
+
+    runtime = load(options.file, pipeline=options.pipeline, threads=options.threads)
+    rng = np.random.default_rng(options.seed)
+    outputs = runtime.run(dict(_parse_value(text, rng) for text in options.values))
+    if options.output:
+        np.savez(options.output, **outputs)
+    if options.json:
+        _print_json({name: array.tolist() for name, array in outputs.items()})
+        return 0
+    for name, array in outputs.items():
+        shown = np.array2string(array, precision=4, threshold=60, edgeitems=3, suppress_small=True)
+        print(f"{name} {array.dtype}{list(array.shape)}\n{shown}")
+    return 0
+
+
+def _parse_value(text: str, rng: Any) -> tuple[str, Any]:
+    """NAME=VALUE → the name and an array. Raises InputError or FileError for what can't be read."""
+    import re
+
+    import numpy as np
+
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise InputError(f"The value {text!r} has no name; expected NAME=VALUE, such as x='[[1, 2]]'.")
+    made = re.fullmatch(r"(zeros|normal)\[(\d+(?:,\d+)*)\]", value.replace(" ", ""))
+    if made:
+        shape = [int(size) for size in made[2].split(",")]
+        if math.prod(shape) > 100_000_000:
+            raise InputError(f"The value of {name!r} would have {math.prod(shape):,} numbers; expected at most 10^8.")
+        array = rng.standard_normal(shape) if made[1] == "normal" else np.zeros(shape)
+        return name, array.astype(np.float32)
+    try:
+        if value.endswith(".npy"):
+            return name, np.load(value, allow_pickle=False)
+        if value.endswith(".csv"):
+            return name, np.loadtxt(value, delimiter=",", dtype=np.float64, ndmin=2)
+        return name, np.array(json.loads(value))
+    except OSError as error:
+        raise FileError(f"{value} could not be read ({error.strerror}).") from error
+    except ValueError as error:
+        raise InputError(
+            f"The value of {name!r} could not be read ({error}); expected a JSON array of numbers, a .npy or .csv file, "
+            "zeros[dims] or normal[dims]."
+        ) from error
+
+
+COMMANDS: dict[str, tuple[Callable[[], argparse.ArgumentParser], Callable[[argparse.Namespace], int]]] = {
+    "verify": (_verify_parser, _verify),
+    "inspect": (_inspect_parser, _inspect),
+    "run": (_run_parser, _run),
+}
+
+
+def _console(stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False)
+
+
+def _status(text: str) -> Any:
+    """A spinner on stderr where a person watches."""
+    return _console(stderr=True).status(text)
+
+
+def _print_json(document: Any) -> None:
+    print(json.dumps(document, ensure_ascii=False, indent=2, allow_nan=False))
+
+
+def _show_report(report: Report, as_json: bool) -> None:
+    if as_json:
+        _print_json(report.to_dict())
+        return
+    from rich.table import Table
+    from rich.text import Text
+
+    console = _console()
+    console.print(Text.assemble(("found    ", "bold"), report.found))
+    for note in report.notes:
+        console.print(Text.assemble(("assumed  ", "bold yellow"), note))
+    if report.unused:
+        console.print(Text.assemble(("not used ", "bold yellow"), ", ".join(report.unused)))
+    for file in report.files:
+        about = f"{file.part}, {file.bytes:,} bytes, opset {file.opset}, {file.nodes} nodes"
+        console.print(Text.assemble(("file     ", "bold"), file.path, (f"  {about}", "dim")), soft_wrap=True)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for column, side in (("part", "left"), ("output", "left"), ("worst difference", "right"), ("allowed", "right")):
+        table.add_column(column, justify=side)  # type: ignore[arg-type]  # rich's literal type
+    for (part, output), error in report.worst().items():
+        style = "" if error <= report.tolerance else "red"
+        table.add_row(part, output, Text(f"{error:.1e}", style), f"{report.tolerance:.0e}")
+    console.print(table)
+    count = len(report.outcomes)
+    if report.passed:
+        verdict = Text(f"verified: {count} of {count} cases agree with torch", "bold green")
+    else:
+        verdict = Text(f"NOT verified: {len(report.failures())} of {count} cases differ from torch", "bold red")
+    console.print(Text.assemble(verdict, (f"  ({report.seconds:.1f} s)", "dim")))
