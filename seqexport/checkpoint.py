@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from pickle import UnpicklingError  # noqa: TID251  only the exception's name: nothing is unpickled here
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +37,7 @@ TASKS = ("forecast",)
 class Choices:
     """What weights can't tell, as the user chose it; None takes the default and says so."""
 
-    nonlinearity: str | None = None
+    nonlinearity: Literal["tanh", "relu"] | None = None
     time_major: bool | None = None
     head: Pooling | None = None
 

@@ -215,7 +215,7 @@ def _run(options: argparse.Namespace) -> int:
     rng = np.random.default_rng(options.seed)
     outputs = runtime.run(dict(_parse_value(text, rng) for text in options.values))
     if options.output:
-        np.savez(options.output, **outputs)
+        np.savez(options.output, allow_pickle=False, **outputs)
     if options.json:
         _print_json({name: array.tolist() for name, array in outputs.items()})
         return 0

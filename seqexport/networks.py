@@ -42,7 +42,8 @@ class Network(nn.Module):
 
     def zero_state(self, batch: int) -> State:
         """The state before the first step."""
-        zero = self.rnn.weight_hh_l0.new_zeros(self.spec.state[0].dims[0], batch, self.spec.hidden_size)
+        rows = self.spec.layers * self.spec.directions
+        zero = next(self.rnn.parameters()).new_zeros(rows, batch, self.spec.hidden_size)
         return tuple(zero for _ in self.spec.state)
 
     def as_function(self) -> Callable[[Tensor, State], tuple[Tensor, State]]:

@@ -127,6 +127,12 @@ def _parse_bound(text: str | None) -> Dim | None:
     return int(text) if re.fullmatch(r"-?\d+", text) else text
 
 
+def dynamic_dims(inputs: Sequence[TensorSpec]) -> list[str]:
+    """The names of the dynamic dims, batch and time first, the others in the order in which the inputs name them."""
+    found = dict.fromkeys(dim for spec in inputs for dim in spec.dims if isinstance(dim, str))
+    return [dim for dim in ("batch", "time") if dim in found] + [dim for dim in found if dim not in ("batch", "time")]
+
+
 def check_feeds(specs: Sequence[TensorSpec], feeds: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The values as arrays of the specs' dtypes, in the specs' order; left-out optional inputs stay out.
 

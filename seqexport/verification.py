@@ -17,7 +17,7 @@ import numpy as np
 
 from seqexport.errors import ParityError
 from seqexport.runtimes import Runtime
-from seqexport.specs import TensorSpec
+from seqexport.specs import TensorSpec, dynamic_dims
 
 # float32 rounds at 6e-8. Over the cells, layers, directions and shapes of the tests (tests/test_recurrent.py, 257
 # steps among them) the worst seen is 8.9e-7, and a roll-out of 24 steps adds little to it; a wrong graph is off by
@@ -188,12 +188,6 @@ def plan(subject: Subject) -> list[Case]:
             name = f"chunks of {' + '.join(map(str, chunks))} steps against the whole"
             cases.append(Case(name, _values(subject, sizes, True, rng), chunks))
     return cases
-
-
-def dynamic_dims(inputs: Sequence[TensorSpec]) -> list[str]:
-    """The names of the dynamic dims, batch and time first, the others in the order in which the inputs name them."""
-    found = dict.fromkeys(dim for spec in inputs for dim in spec.dims if isinstance(dim, str))
-    return [dim for dim in ("batch", "time") if dim in found] + [dim for dim in found if dim not in ("batch", "time")]
 
 
 def _sizes(dims: Sequence[str], row: Sequence[int]) -> dict[str, int]:
