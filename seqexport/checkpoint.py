@@ -31,6 +31,7 @@ from seqexport.specs import GATES, Cell, NetworkSpec, Pooling
 
 FORMAT = "seqexport/1"
 TASKS = ("forecast",)
+_EXPORT_LIVE = "export the live module with seqexport.export(model, path, inputs=…)"
 
 
 @dataclass(frozen=True)
@@ -247,7 +248,7 @@ def _read_own(path: Path, digest: str, content: Mapping[str, Any]) -> Checkpoint
 
 
 def _checked_weights(path: Path, weights: Any) -> dict[str, Tensor]:
-    """The weights as contiguous float32 tensors. Raises CheckpointError for anything that is not finite or no tensor."""
+    """The weights as contiguous float32 tensors. Raises CheckpointError for one that is not finite."""
     if not isinstance(weights, Mapping) or not all(isinstance(name, str) for name in weights):
         raise CheckpointError(f"{path} has no dict of named weights; expected a state_dict.")
     checked = {}
@@ -329,8 +330,8 @@ def _infer_recurrence(path: Path, weights: Mapping[str, Tensor]) -> tuple[str, N
         )
     if len(prefixes) > 1:
         raise CheckpointError(
-            f"{path} holds {len(prefixes)} recurrent nets ({', '.join(p.rstrip('.') or 'unnamed' for p in prefixes)}), and "
-            "how they are joined is not in the weights: export the live module with seqexport.export(model, path, inputs=…)."
+            f"{path} holds {len(prefixes)} recurrent nets ({', '.join(p.rstrip('.') or 'unnamed' for p in prefixes)}), "
+            f"and how they are joined is not in the weights: {_EXPORT_LIVE}."
         )
     prefix = prefixes[0]
     if any(match["kind"] == "weight_hr" for match in matches):
@@ -370,13 +371,13 @@ def _infer_head(path: Path, candidates: list[str], weights: Mapping[str, Tensor]
         return None
     if len(candidates) > 1:
         raise CheckpointError(
-            f"{path} has {len(candidates)} matrices after the recurrent net ({', '.join(candidates)}), and what lies between "
-            "them is not in the weights: export the live module with seqexport.export(model, path, inputs=…)."
+            f"{path} has {len(candidates)} matrices after the recurrent net ({', '.join(candidates)}), and what lies "
+            f"between them is not in the weights: {_EXPORT_LIVE}."
         )
     if weights[candidates[0]].shape[1] != spec.width:
         raise CheckpointError(
             f"{path}: {candidates[0]} reads {weights[candidates[0]].shape[1]} numbers, but the recurrent net gives "
-            f"{spec.width}: export the live module with seqexport.export(model, path, inputs=…)."
+            f"{spec.width}: {_EXPORT_LIVE}."
         )
     return candidates[0]
 

@@ -251,8 +251,8 @@ def _parse_value(text: str, rng: Any) -> tuple[str, Any]:
         raise FileError(f"{value} could not be read ({error.strerror}).") from error
     except ValueError as error:
         raise InputError(
-            f"The value of {name!r} could not be read ({error}); expected a JSON array of numbers, a .npy or .csv file, "
-            "zeros[dims] or normal[dims]."
+            f"The value of {name!r} could not be read ({error}); expected a JSON array of numbers, a .npy or .csv "
+            "file, zeros[dims] or normal[dims]."
         ) from error
 
 

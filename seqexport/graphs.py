@@ -69,6 +69,7 @@ def first_line(error: BaseException) -> str:
 
 
 def example(specs: Sequence[TensorSpec]) -> tuple[Tensor, ...]:
+    """Arguments to trace with, every dynamic dim at its size of EXAMPLE_SIZES."""
     dims = dynamic_dims(specs)
     if len(dims) > len(EXAMPLE_SIZES):
         raise SpecError(f"The inputs have {len(dims)} dynamic dims; expected at most {len(EXAMPLE_SIZES)}.")
@@ -257,5 +258,5 @@ def _give_default(graph: ir.Graph, spec: TensorSpec) -> None:
     graph.insert_before(graph[0], [batch, target, expanded])
     for node, name in ((batch, "batch"), (target, "shape"), (expanded, "expanded")):
         node.outputs[0].name = f"{spec.name}_{name}"
-    value.const_value = ir.tensor(np.zeros((spec.dims[0], 1, spec.dims[2]), np.float32), name=spec.name)
+    value.const_value = ir.tensor(np.zeros(spec.shape({"batch": 1}), np.float32), name=spec.name)
     graph.initializers[spec.name] = value

@@ -150,7 +150,8 @@ def check_forecaster(spec: NetworkSpec) -> None:
     """Raise UnsupportedError unless a network of this description can roll a series on."""
     if spec.bidirectional or spec.vocabulary or spec.features != 1 or spec.outputs != 2 or spec.pooling != "every":
         raise UnsupportedError(
-            f"A forecast needs a one-directional net from 1 number to 2 (mean and spread) at every step; this is {spec}."
+            "A forecast needs a one-directional net from 1 number to 2 (mean and spread) at every step; "
+            f"this is {spec}."
         )
 
 

@@ -205,7 +205,8 @@ def _lower(
     """The ONNX nodes of one recurrent call: a node a layer, whose output (T, D, B, H) is laid flat to (T, B, D*H)."""
     directions = 2 if bidirectional else 1
     per_layer = directions * (4 if bias else 2)
-    node = {"lstm": op.LSTM, "gru": op.GRU, "rnn": op.RNN}[cell]
+    nodes: dict[Cell, Any] = {"lstm": op.LSTM, "gru": op.GRU, "rnn": op.RNN}
+    node = nodes[cell]
     options: dict[str, Any] = {
         "hidden_size": weights[1].shape[1],
         "direction": "bidirectional" if bidirectional else "forward",

@@ -295,6 +295,6 @@ def check_pair(path: Path) -> None:
     theirs = onnx_metadata(other).get("checkpoint_sha256", "none")
     if theirs != mine["checkpoint_sha256"]:
         raise FileError(
-            f"{path.name} was written from the checkpoint {mine['checkpoint_sha256'][:12]}…, {other.name} beside it from "
-            f"{theirs[:12]}…: export the checkpoint again, so that both belong together."
+            f"{path.name} was written from the checkpoint {mine['checkpoint_sha256'][:12]}…, {other.name} beside it "
+            f"from {theirs[:12]}…: export the checkpoint again, so that both belong together."
         )

@@ -1,0 +1,50 @@
+import numpy as np
+import pytest
+import torch
+
+from seqexport import write_checkpoint
+from seqexport.networks import Network
+from seqexport.pipelines import Scaling
+from seqexport.specs import CELLS, NetworkSpec
+
+
+def randomised(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """Random, asymmetric weights, biases well away from zero: what is swapped, dropped or transposed must show."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            scale = 0.6 / np.sqrt(parameter.shape[-1]) if parameter.ndim > 1 else 0.4
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale + 0.05)
+    return module.eval()
+
+
+def forecaster(cell: str = "gru", layers: int = 2, hidden_size: int = 16, seed: int = 0) -> Network:
+    return randomised(Network(NetworkSpec(cell, 1, hidden_size, layers=layers, outputs=2)), seed)
+
+
+PREPROCESSING = {
+    "scaling": Scaling("root", 6.0, 3.0).to_dict(),
+    "context": 48,
+    "season": 12,
+    "unit": "n",
+    "step": "month",
+}
+
+
+def save_forecaster(path, cell="gru", seed=0, preprocessing=PREPROCESSING, **options):
+    network = forecaster(cell, seed=seed, **options)
+    about = {"preprocessing": preprocessing, "metrics": {"mae": 1.5}, "data": {"name": "test"}}
+    write_checkpoint(path, network, task="forecast", **about)
+    return path
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory):
+    """{cell: checkpoint}, each exported once, for the tests that only read."""
+    from seqexport import export
+
+    folder = tmp_path_factory.mktemp("exported")
+    paths = {cell: save_forecaster(folder / f"{cell}.pt", cell) for cell in CELLS}
+    for path in paths.values():
+        export(path)
+    return paths

@@ -1,0 +1,211 @@
+"""The verifier is itself verified: what is wrong with a graph must be found."""
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from conftest import forecaster, save_forecaster
+from onnx import numpy_helper
+
+import seqexport
+from seqexport import ParityError, exporter, graphs, recurrent
+from seqexport.verification import SIZES, Outcome, Report, difference, require
+
+
+def test_the_cases_hold_what_users_run():
+    pairs = {row[:2] for row in SIZES}
+    assert len(pairs) >= 8
+    assert {(1, 1)} < pairs
+    assert any(batch == 1 and time > 1 for batch, time in pairs)
+    assert any(batch > 1 and time == 1 for batch, time in pairs)
+    assert max(time for _, time in pairs) > 50 * graphs.EXAMPLE_SIZES[1]
+    assert tuple(graphs.EXAMPLE_SIZES[:2]) in pairs
+
+
+@pytest.mark.parametrize(
+    ("found", "error", "note"),
+    [
+        (None, np.inf, "missing"),
+        (np.zeros((2, 3), np.float32), np.inf, "shape"),
+        (np.zeros((2, 2), np.float64), np.inf, "float64"),
+        (np.full((2, 2), 10.5, np.float32), 0.05, ""),
+        (np.full((2, 2), 10, np.float32), 0.0, ""),
+    ],
+)
+def test_difference_looks_at_shape_then_dtype_then_numbers(found, error, note):
+    measured, said = difference(np.full((2, 2), 10, np.float32), found)
+    assert measured == pytest.approx(error)
+    assert note in said
+
+
+@pytest.mark.parametrize("errors", [{"y": np.nan}, {"y": np.inf}, {"y": 1e-3}, {}])
+def test_nan_a_large_error_and_nothing_compared_all_fail(errors):
+    report = Report((Outcome("network", "case", errors),))
+    assert not report.passed
+    with pytest.raises(ParityError, match="nothing was written") as caught:
+        require(report, "net.onnx")
+    assert caught.value.exit_code == 1
+    assert caught.value.report is report
+
+
+def test_a_report_without_cases_has_not_passed():
+    with pytest.raises(ParityError, match="no case"):
+        require(Report(()), "net.onnx")
+
+
+def weight_of(graph, input_index, layer=0):
+    """The initializer that is the given input of a recurrent node."""
+    node = [node for node in graph.node if node.op_type in ("RNN", "LSTM", "GRU")][layer]
+    return next(tensor for tensor in graph.initializer if tensor.name == node.input[input_index])
+
+
+def change_weight(input_index, change):
+    def corrupt(model):
+        tensor = weight_of(model.graph, input_index)
+        tensor.CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(tensor).copy()), tensor.name))
+
+    return corrupt
+
+
+def swap_gates(array):
+    gates = np.split(array, 3, axis=1)
+    return np.concatenate([gates[1], gates[0], gates[2]], axis=1)
+
+
+def nudge(array):
+    array.flat[7] += 1e-3
+    return array
+
+
+def zero_bias(array):
+    array[:, 5] = 0
+    return array
+
+
+def set_attribute(operator, name, value):
+    def corrupt(model):
+        for node in model.graph.node:
+            if node.op_type == operator:
+                kept = [attribute for attribute in node.attribute if attribute.name != name]
+                del node.attribute[:]
+                node.attribute.extend([*kept, onnx.helper.make_attribute(name, value)])
+
+    return corrupt
+
+
+def rewire(operator, input_index, source):
+    """Give the first node of a kind another input."""
+
+    def corrupt(model):
+        node = next(node for node in model.graph.node if node.op_type == operator)
+        node.input[input_index] = source(model.graph)
+
+    return corrupt
+
+
+def swap_state_layers(model):
+    nodes = [node for node in model.graph.node if node.op_type == "GRU"]
+    nodes[0].input[5], nodes[1].input[5] = nodes[1].input[5], nodes[0].input[5]
+
+
+def return_wrong_layer(model):
+    node = next(node for node in model.graph.node if node.op_type == "Concat" and "hn" in node.output)
+    node.input[0], node.input[1] = node.input[1], node.input[0]
+
+
+CORRUPTIONS = {
+    "two gates of W swapped": change_weight(1, swap_gates),
+    "two gates of R swapped": change_weight(2, swap_gates),
+    "two gates of the biases swapped": change_weight(
+        3, lambda b: np.concatenate([swap_gates(b[:, :48]), b[:, 48:]], axis=1)
+    ),
+    "bias halves swapped": change_weight(3, lambda b: np.concatenate([b[:, 48:], b[:, :48]], axis=1)),
+    "one bias zeroed": change_weight(3, zero_bias),
+    "R transposed within its gates": change_weight(
+        2, lambda r: r.reshape(1, 3, 16, 16).transpose(0, 1, 3, 2).reshape(1, 48, 16)
+    ),
+    "one weight off by 1e-3": change_weight(2, nudge),
+    "linear_before_reset 0": set_attribute("GRU", "linear_before_reset", 0),
+    "the other direction": set_attribute("GRU", "direction", "reverse"),
+    "another activation": set_attribute("GRU", "activations", ["HardSigmoid", "Tanh"]),
+    "the transpose lost": set_attribute("Transpose", "perm", [0, 1, 2]),
+    "state of the other layer": swap_state_layers,
+    "final states in the wrong order": return_wrong_layer,
+    "state dropped": rewire("GRU", 5, lambda graph: ""),
+    "bias dropped": rewire("GRU", 3, lambda graph: ""),
+}
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_a_deliberate_corruption_is_caught_and_nothing_is_written(tmp_path, monkeypatch, name):
+    path = save_forecaster(tmp_path / "net.pt", "gru")
+    build = exporter.build_graph
+
+    def corrupted(part, opset, metadata):
+        model = build(part, opset, metadata)
+        if part.subject.part == "network":
+            before = model.SerializeToString()
+            CORRUPTIONS[name](model)
+            assert model.SerializeToString() != before, "the corruption changed nothing"
+        return model
+
+    (tmp_path / "net.onnx").write_bytes(b"an older file")
+    monkeypatch.setattr(exporter, "build_graph", corrupted)
+    with pytest.raises(ParityError) as caught:
+        seqexport.export(path)
+    assert {outcome.part for outcome in caught.value.report.failures()} == {"network"}
+    assert (tmp_path / "net.onnx").read_bytes() == b"an older file"
+    assert {file.name for file in tmp_path.iterdir()} == {"net.pt", "net.onnx"}
+
+
+def wrong_scaling(pipeline):
+    pipeline.scaling = type(pipeline.scaling)("root", 6.0, 3.01)
+
+
+def noise_ignored(pipeline):
+    forward = pipeline.forward
+    pipeline.forward = lambda history, noise, *state: forward(history, noise * 0.99, *state)
+
+
+def state_ignored(pipeline):
+    forward = pipeline.forward
+    pipeline.forward = lambda history, noise, *state: forward(history, noise, *(part * 0 for part in state))
+
+
+def history_cut(pipeline):
+    forward = pipeline.forward
+    pipeline.forward = lambda history, noise, *state: forward(history[:, -1:], noise, *state)
+
+
+@pytest.mark.parametrize("spoil", [wrong_scaling, noise_ignored, state_ignored, history_cut])
+def test_a_pipeline_that_does_something_else_is_caught(tmp_path, spoil):
+    path = save_forecaster(tmp_path / "net.pt", "lstm")
+    seqexport.export(path)
+    checkpoint = seqexport.read_checkpoint(path)
+    (part,) = [p for p in exporter._checkpoint_parts(checkpoint, tmp_path / "net.onnx", "optional")[0] if p.path.stem != "net"]
+    spoil(part.module)
+    outcomes = exporter._verify_part(part, exporter.OnnxRuntime(part.path), exporter.plan(part.subject))
+    assert not Report(tuple(outcomes)).passed
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_a_wrong_gate_order_in_the_lowering_is_caught(tmp_path, monkeypatch, cell):
+    path = save_forecaster(tmp_path / "net.pt", cell)
+    order = recurrent.ONNX_GATE_ORDER[cell]
+    monkeypatch.setitem(recurrent.ONNX_GATE_ORDER, cell, (order[1], order[0], *order[2:]))
+    with pytest.raises(ParityError):
+        seqexport.export(path)
+
+
+def test_a_reference_that_gives_nan_is_not_a_pass(tmp_path):
+    class Divides(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = forecaster()
+
+        def forward(self, x):
+            return self.net(x)[0] / 0.0 * 0.0
+
+    with pytest.raises(ParityError, match="nan"):
+        seqexport.export(Divides(), tmp_path / "net.onnx", inputs={"x": "float32[batch,time,1]"})
+    assert not list(tmp_path.iterdir())
