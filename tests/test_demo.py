@@ -1,0 +1,279 @@
+"""The demo's handlers as plain functions on the shipped models, and its endpoints through a client."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+gr = pytest.importorskip("gradio")
+import demo  # noqa: E402
+from seqexport.errors import FileError, InputError  # noqa: E402
+
+ROOT = Path(demo.__file__).parent
+needs_models = pytest.mark.skipif(
+    not (demo.EXPORTED / "sunspots.csv").exists(), reason="exported/ is missing: run python -m training.publish"
+)
+# gradio and what it is built on, not this project: starlette's and websockets' notices of their own changes.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:(gradio|starlette|fastapi|websockets|uvicorn).*")
+QUESTION = {
+    "source": demo.SUNSPOTS,
+    "start": 1976,
+    "text": "",
+    "cell": "GRU",
+    "horizon": 24,
+    "paths": 20,
+    "seed": 3,
+    "left": "torch",
+    "right": "onnxruntime",
+}
+SINES = [50 + 40 * float(np.sin(i / 20)) for i in range(500)]
+
+
+@pytest.mark.parametrize("text", ["1, 2.5, -3e1", "1 2.5\t-30", "1\n2.5\n-30\n", " 1;2.5 ,, -30 "])
+def test_parse_series_separators(text: str) -> None:
+    values = demo.parse_series(text)
+    assert values.dtype == np.float32
+    np.testing.assert_array_equal(values, [1, 2.5, -30])
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "has 0 values; expected 2 to 20,000"),
+        ("7", "has 1 values; expected 2 to 20,000"),
+        ("1 " * 20_001, "has 20,001 values; expected 2 to 20,000"),
+        ("1, two, 3", "Value 2 of the series is “two”"),
+        ("1, nan", "Value 2 of the series is “nan”"),
+        ("inf 1", "Value 1 of the series is “inf”"),
+        ("1 2 3e9", "Value 3 of the series is “3e9”; expected a number of at most 1,000,000,000"),
+    ],
+)
+def test_parse_series_refuses(text: str, sentence: str) -> None:
+    with pytest.raises(InputError) as error:
+        demo.parse_series(text)
+    assert sentence in str(error.value)
+
+
+def test_parse_series_takes_the_most() -> None:
+    assert len(demo.parse_series("1 " * demo.MAX_VALUES)) == demo.MAX_VALUES
+
+
+@pytest.mark.parametrize("value", [0, 601, -1, 1.5, float("nan"), float("inf"), None, "12", True, [3]])
+def test_whole_refuses(value: object) -> None:
+    with pytest.raises(InputError, match=r"^The horizon is .*; expected a whole number from 1 to 600\.$"):
+        demo.whole("horizon", value, 1, 600)
+
+
+def test_noise_is_repeatable_and_first_path_central() -> None:
+    noise = demo.draw_noise(50, 40, seed=1)
+    assert noise.shape == (1, 51, 40)
+    assert noise.dtype == np.float32
+    assert not noise[:, 0].any()
+    assert abs(noise[:, 1:].std() - 1) < 0.05
+    np.testing.assert_array_equal(noise, demo.draw_noise(50, 40, seed=1))
+    assert (noise[:, 1:] != demo.draw_noise(50, 40, seed=2)[:, 1:]).any()
+
+
+class Recorder:
+    """A runtime that keeps what it is fed."""
+
+    def __init__(self, offset: float = 0.0) -> None:
+        self.offset = offset
+        self.fed: list[np.ndarray] = []
+
+    def run(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        self.fed.append(feeds["noise"])
+        return {"path": feeds["noise"] + 100 + self.offset}
+
+
+def test_race_feeds_all_the_same_and_warms_up() -> None:
+    entrants = {("torch", True): Recorder(), ("torch", False): Recorder(), ("onnxruntime", None): Recorder()}
+    noise = demo.draw_noise(5, 10, seed=0)
+    results = demo.race(entrants, {"history": np.ones((1, 4), np.float32), "noise": noise})
+    assert {len(entrant.fed) for entrant in entrants.values()} == {10}  # one to warm up, nine to measure
+    assert all(fed is noise for entrant in entrants.values() for fed in entrant.fed)
+    assert all(paths.shape == (6, 10) and took >= 0 for paths, took in results.values())
+
+
+def test_race_ends_after_three_slow_turns() -> None:
+    entrant = Recorder()
+    demo.race({("torch", True): entrant}, {"noise": np.zeros((1, 2, 2), np.float32)}, seconds=0.0)
+    assert len(entrant.fed) == 4
+
+
+@pytest.mark.parametrize(("offset", "same"), [(0.0, True), (0.009, True), (0.02, False), (float("nan"), False)])
+def test_no_speed_where_answers_differ(offset: float, same: bool) -> None:
+    paths = np.full((3, 4), 100, np.float32)
+    numbers = demo.compare(demo.Answer("torch", paths, 6.0, ""), demo.Answer("onnxruntime", paths + offset, 2.0, ""))
+    assert numbers["same"] is same
+    assert numbers["speed_up"] == (3.0 if same else None)
+    text = demo.say(numbers) + demo.show(numbers["left"]) + demo.show(numbers["right"])
+    assert ("3.0 times as fast" in text) is same
+    assert (" ms" in text) is same
+    assert ("no speed is shown" in text) is not same
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "sentence"),
+    [
+        (6.0, 2.0, "ONNX Runtime is 3.0 times as fast as torch."),
+        (2.0, 6.0, "ONNX Runtime takes 3.0 times as long as torch."),
+    ],
+)
+def test_sentence_of_the_result(left: float, right: float, sentence: str) -> None:
+    paths = np.ones((3, 4), np.float32)
+    numbers = demo.compare(demo.Answer("torch", paths, left, ""), demo.Answer("onnxruntime", paths, right, ""))
+    assert sentence in demo.say(numbers)
+
+
+def test_import_does_no_work() -> None:
+    code = "import sys, demo; assert not {'torch', 'onnxruntime', 'matplotlib.pyplot'} & set(sys.modules), 'imported'"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_missing_models_are_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "EXPORTED", tmp_path)
+    demo.sunspots.cache_clear()
+    demo.load_runtime.cache_clear()
+    with pytest.raises(FileError, match=r"run python -m training\.publish\.$"):
+        demo.sunspots()
+    with pytest.raises(gr.Error, match=r"run python -m training\.publish\."):
+        demo.forecast(**QUESTION)
+    assert any(
+        "python -m training.publish" in str(block.value)
+        for block in demo.build().blocks.values()
+        if hasattr(block, "value")
+    )
+
+
+@needs_models
+@pytest.mark.parametrize("cell", demo.CELLS)
+def test_forecast_gives_the_same_in_both_columns(cell: str) -> None:
+    lead, left, left_plot, right, right_plot, numbers = demo.forecast(**QUESTION | {"cell": cell})
+    assert numbers["same"]
+    assert numbers["difference"] <= 1e-5
+    assert numbers["speed_up"] > 0
+    assert "times as" in lead
+    assert "oneDNN on" in left
+    assert "ms" in right
+    assert len(numbers["left"]["central_path"]) == 24
+    assert numbers["score"]["known"] == 24
+    for plot in (left_plot, right_plot):
+        (axes,) = plot.axes
+        labels = [text.get_text() for text in plot.legends[0].get_texts()]
+        assert labels == ["observed", "central path", "90 % of paths", "50 % of paths", "last 132 again"]
+        assert axes.get_ylabel() == "sunspot number"
+    assert left_plot.axes[0].get_ylim() == right_plot.axes[0].get_ylim()
+
+
+@needs_models
+def test_truth_follows_the_history() -> None:
+    months, values = demo.sunspots()
+    series = demo.cut_sunspots(1990, 24, 360)
+    start = months.index("1990-01")
+    np.testing.assert_array_equal(series.history, values[start - 360 : start])
+    np.testing.assert_array_equal(series.truth, values[start : start + 24])
+    assert series.times(360, 361)[0] == pytest.approx(1990)
+    assert len(demo.cut_sunspots(demo.start_years()[1], 600, 360).truth) < 600
+
+
+@needs_models
+def test_start_years_lie_in_the_last_fifth() -> None:
+    months, _ = demo.sunspots()
+    first, last = demo.start_years()
+    assert first <= demo.OPENING_YEAR <= last
+    assert months.index(f"{first}-01") >= 0.8 * len(months) > months.index(f"{first - 1}-01")
+
+
+@needs_models
+def test_pasted_values_have_no_truth() -> None:
+    text = ", ".join(f"{value:.1f}" for value in SINES)
+    lead, *_, numbers = demo.forecast(**QUESTION | {"source": demo.PASTED, "text": text})
+    assert "score" not in numbers
+    assert "known since" not in lead
+    assert numbers["same"]
+
+
+@needs_models
+@pytest.mark.parametrize("text", ["1 2", "0 0 0 0", "-5 -1000000000 1000000000", "7 " * demo.MAX_VALUES])
+def test_unusual_series_are_answered(text: str) -> None:
+    assert demo.forecast(**QUESTION | {"source": demo.PASTED, "text": text})[-1]["same"]
+
+
+@needs_models
+def test_largest_question_is_answered() -> None:
+    numbers = demo.forecast(**QUESTION | {"horizon": demo.MAX_HORIZON, "paths": demo.MAX_PATHS})[-1]
+    assert len(numbers["right"]["central_path"]) == demo.MAX_HORIZON
+
+
+@needs_models
+def test_same_runtime_twice_is_no_race() -> None:
+    lead, *_, numbers = demo.forecast(**QUESTION | {"right": "torch"})
+    assert numbers["speed_up"] is None
+    assert numbers["difference"] == 0
+    assert "Both columns run torch" in lead
+
+
+@needs_models
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"horizon": 0}, "The horizon is 0; expected a whole number from 1 to 600."),
+        ({"horizon": 100_000}, "The horizon is 100000; expected a whole number from 1 to 600."),
+        ({"paths": 1_000_000}, "The number of paths is 1000000; expected a whole number from 1 to 200."),
+        ({"seed": None}, "The seed is None; expected a whole number from 0 to"),
+        ({"seed": -1}, "The seed is -1; expected a whole number from 0 to"),
+        ({"start": 1700}, "The year of the start is 1700; expected a whole number from 1,958 to 2,009."),
+        ({"cell": "GRU2"}, "The cell is 'GRU2'; expected RNN, LSTM, GRU."),
+        ({"left": "../x"}, "The left runtime is '../x'; expected torch, onnxruntime."),
+        ({"source": "Moon"}, "The series is 'Moon'; expected Sunspots, Your own values."),
+        ({"source": demo.PASTED, "text": "1 x"}, "Value 2 of the series is “x”"),
+        ({"source": demo.PASTED, "text": None}, "The series has 0 values"),
+    ],
+)
+def test_bad_questions_get_a_sentence(change: dict, sentence: str) -> None:
+    with pytest.raises(gr.Error) as error:
+        demo.forecast(**QUESTION | change)
+    assert error.value.message.startswith(sentence)
+
+
+@needs_models
+@pytest.mark.parametrize("runtime", list(demo.RUNTIMES))
+def test_forecast_values(runtime: str) -> None:
+    answer = demo.forecast_values(SINES, "LSTM", horizon=30, paths=40, seed=5, runtime=runtime)
+    bands = answer["bands"]
+    assert len(answer["central_path"]) == 30
+    assert list(bands) == ["q05", "q25", "q75", "q95"]
+    assert all(low <= high for low, high in zip(bands["q05"], bands["q95"], strict=True))
+    assert answer["milliseconds"] > 0
+
+
+@needs_models
+def test_through_a_client() -> None:
+    client_module = pytest.importorskip("gradio_client")
+    page = demo.build()
+    _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, **demo.launch_options())
+    try:
+        client = client_module.Client(url, verbose=False)
+        answer = client.predict(SINES, "GRU", 12, 10, 0, "torch", api_name="/forecast_values")
+        assert len(answer["central_path"]) == 12
+        other = client.predict(SINES, "GRU", 12, 10, 0, "onnxruntime", api_name="/forecast_values")
+        np.testing.assert_allclose(answer["central_path"], other["central_path"], atol=1e-2)
+        for bad, sentence in (
+            ([SINES, "GRU", 0], "The horizon is 0"),
+            ([[1.0, None], "GRU", 5], "Value 2 of the series"),
+        ):
+            with pytest.raises(Exception, match=sentence):
+                client.predict(*bad, 10, 0, "torch", api_name="/forecast_values")
+        lead, _, plot, *_, numbers = client.predict(**QUESTION, api_name="/forecast")
+        assert "times as" in lead
+        assert plot["plot"].startswith("data:image/png;base64,")
+        assert numbers["same"]
+        with pytest.raises(Exception, match="The horizon is 100000; expected a whole number from 1 to 600"):
+            client.predict(**QUESTION | {"horizon": 100_000}, api_name="/forecast")
+    finally:
+        page.close()
+        client.close()
