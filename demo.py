@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import html
+import importlib
 import math
 import os
 import platform
 import statistics
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,15 +34,18 @@ if TYPE_CHECKING:
 
     from seqexport.runtimes import Runtime
 
+    Entrant = tuple[str, bool | None]  # a runtime's name, and oneDNN on or off
+
 EXPORTED = Path(__file__).parent / "exported"
 CELLS = ("RNN", "LSTM", "GRU")
 RUNTIMES = {"torch": "torch", "onnxruntime": "ONNX Runtime"}
+ONEDNN = {"torch": (True, False), "onnxruntime": (None,)}  # how each is run; the fastest is its figure
 THREADS = 1
 TOLERANCE = 1e-4  # of the difference between two columns; beyond it a speed would compare different answers
 TEST_SHARE = 0.2  # the last part of the series, on which no net was trained
-MAX_VALUES, MAX_HORIZON, MAX_PATHS, MAX_SEED = 20_000, 600, 200, 2**31 - 1
+MAX_VALUES, MAX_SIZE, MAX_HORIZON, MAX_PATHS, MAX_SEED = 20_000, 1e9, 600, 200, 2**31 - 1
 SUNSPOTS, PASTED = "Sunspots", "Your own values"
-OPENING = {"start": 1976, "cell": "GRU", "horizon": 132, "paths": 100, "seed": 0}
+OPENING_YEAR = 1976  # in the last fifth
 
 
 @dataclass(frozen=True)
@@ -98,53 +102,43 @@ def load_runtime(cell: str, name: str, onednn: bool | None = None) -> Runtime:
     return seqexport.load(path, runtime=name, pipeline="forecast", threads=THREADS, onednn=onednn)
 
 
-def preprocessing(cell: str) -> Mapping[str, Any]:
-    """What the exported file says of its data: context, season, unit, step."""
-    return load_runtime(cell, "onnxruntime").metadata["preprocessing"]
-
-
 def parse_series(text: str) -> np.ndarray:
-    """Numbers separated by commas, semicolons, blanks or new lines → float32 (T,).
+    """Numbers separated by commas, semicolons, blanks or new lines → float32 (T,), as `check_series` has it."""
+    return check_series(str(text or "").replace(",", " ").replace(";", " ").split())
 
-    Raises InputError, with the first part that is not a finite number, or for too few or too many values.
+
+def check_series(values: Sequence[Any]) -> np.ndarray:
+    """Values, or their texts → float32 (T,).
+
+    Raises InputError where they are too few or too many, or with the first that is not a number of a usable size.
     """
-    parts = (text or "").replace(",", " ").replace(";", " ").split()
-    if len(parts) > MAX_VALUES:  # before any is converted
-        raise InputError(f"The series has {len(parts):,} values; at most {MAX_VALUES:,} can be read: drop the oldest.")
-    values = []
-    for number, part in enumerate(parts, start=1):
+    if not isinstance(values, list) or not 2 <= len(values) <= MAX_VALUES:
+        count = f"has {len(values):,} values" if isinstance(values, list) else "is not a list"
+        raise InputError(f"The series {count}; expected 2 to {MAX_VALUES:,} numbers.")
+    numbers = np.empty(len(values), dtype=np.float32)
+    for index, value in enumerate(values):
         try:
-            values.append(float(part))
-        except ValueError:
-            shown = part if len(part) <= 20 else part[:20] + "…"
-            raise InputError(f"Value {number} of the series is “{shown}”, which is not a number: mend it.") from None
-    return check_series(values)
-
-
-def check_series(values: Sequence[float | None]) -> np.ndarray:
-    """The values as float32 (T,). Raises InputError where they are too few, too many, or not finite."""
-    if not 2 <= len(values) <= MAX_VALUES:
-        count = "1 value" if len(values) == 1 else f"{len(values):,} values"
-        raise InputError(f"The series has {count}; expected 2 to {MAX_VALUES:,}.")
-    for number, value in enumerate(values, start=1):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise InputError(f"Value {number} of the series is {value}; expected a finite number: fill or drop it.")
-        if abs(value) > 1e9:
-            raise InputError(f"Value {number} of the series is {value:g}; expected at most 1e9 in size: rescale it.")
-    return np.array(values, dtype=np.float32)
+            number = float(value)
+        except (TypeError, ValueError, OverflowError):
+            number = math.nan
+        if not abs(number) <= MAX_SIZE:  # NaN is not either
+            problem = f"is “{value!s:.20}”; expected a number of at most {MAX_SIZE:,.0f} in size"
+            raise InputError(f"Value {index + 1} of the series {problem}.")
+        numbers[index] = number
+    return numbers
 
 
 def whole(name: str, value: Any, low: int, high: int) -> int:
     """The value as an int. Raises InputError unless it is a whole number from `low` to `high`."""
     if isinstance(value, bool) or not isinstance(value, int | float) or value != value // 1 or not low <= value <= high:
-        raise InputError(f"The {name} is {value}; expected a whole number from {low:,} to {high:,}.")
+        raise InputError(f"The {name} is {value!s:.20}; expected a whole number from {low:,} to {high:,}.")
     return int(value)
 
 
 def one_of(name: str, value: Any, known: Sequence[str]) -> str:
     """The value, if it is one of those known. Raises InputError otherwise."""
     if value not in known:
-        raise InputError(f"The {name} is {value!r}; expected {', '.join(known)}.")
+        raise InputError(f"The {name} is {value!r:.40}; expected {', '.join(known)}.")
     return value
 
 
@@ -164,21 +158,15 @@ def draw_noise(paths: int, horizon: int, seed: int) -> np.ndarray:
     return noise
 
 
-def naive_path(history: np.ndarray, horizon: int, season: int) -> np.ndarray:
-    """The last season repeated, (N,); the last value, where the history is shorter than a season."""
-    last = history[-season:] if len(history) >= season else history[-1:]
-    return np.resize(last, horizon)
-
-
 def race(
-    runtimes: Mapping[str, Runtime], feeds: Mapping[str, np.ndarray], seconds: float = 0.8
-) -> dict[str, tuple[np.ndarray, float]]:
+    runtimes: Mapping[Entrant, Runtime], feeds: Mapping[str, np.ndarray], seconds: float = 0.8
+) -> dict[Entrant, tuple[np.ndarray, float]]:
     """Run each once to warm up, then let them take turns → {name: (paths (P, N), median milliseconds)}.
 
     3 to 9 turns each, as many as fit into `seconds`: taking turns lets a disturbance fall on all of them alike.
     """
     paths = {name: runtime.run(feeds)["path"][0] for name, runtime in runtimes.items()}
-    taken: dict[str, list[float]] = {name: [] for name in runtimes}
+    taken: dict[Entrant, list[float]] = {name: [] for name in runtimes}
     end = time.perf_counter() + seconds
     for turn in range(9):
         if turn >= 3 and time.perf_counter() > end:
@@ -192,40 +180,31 @@ def race(
 
 def answer(cell: str, names: Sequence[str], series: Series, noise: np.ndarray) -> dict[str, Answer]:
     """Each of the named runtimes' answer to the same history and noise; torch's is the faster of oneDNN on and off."""
-    entrants: dict[str, Runtime] = {}
-    for name in dict.fromkeys(names):
-        if name == "torch":
-            entrants |= {"torch on": load_runtime(cell, name, True), "torch off": load_runtime(cell, name, False)}
-        else:
-            entrants[name] = load_runtime(cell, name)
+    entrants = {(name, onednn): load_runtime(cell, name, onednn) for name in names for onednn in ONEDNN[name]}
     results = race(entrants, {"history": series.history[None], "noise": noise})
     answers = {}
-    for name in dict.fromkeys(names):
-        if name == "torch":
-            on, off = results["torch on"], results["torch off"]
-            paths, milliseconds = min(on, off, key=lambda result: result[1])
-            note = f"the faster of oneDNN on, {on[1]:.2f} ms, and off, {off[1]:.2f} ms"
-        else:
-            paths, milliseconds = results[name]
-            note = "the exported file, CPU provider"
-        answers[name] = Answer(name, paths, milliseconds, note)
+    for name in names:
+        tries = [results[name, onednn] for onednn in ONEDNN[name]]
+        if not all(np.isfinite(paths).all() for paths, _ in tries):
+            raise InputError("The forecast left the range of float32: the series is too far from what the net knows.")
+        took = [f"{milliseconds:.2f} ms" for _, milliseconds in tries]
+        note = "the exported file, on the CPU"
+        if len(took) == 2:
+            note = f"the faster of oneDNN on, {took[0]}, and off, {took[1]}"
+        answers[name] = Answer(name, *min(tries, key=lambda result: result[1]), note)
     return answers
 
 
-def difference(left: np.ndarray, right: np.ndarray) -> float:
-    """Greatest |left - right|, as a share of the largest value of the left, or of 1 where that is less."""
-    return float(np.abs(left - right).max() / max(1.0, np.abs(left).max()))
-
-
 def score(series: Series, paths: np.ndarray, season: int) -> dict[str, float]:
-    """Mean absolute errors of the central path and of the naive one, and the share of the truth in the 90 % band."""
+    """Mean absolute errors of the central path and of the last season again, and the truth's share in the 90 % band."""
     known = len(series.truth)
+    naive = np.resize(series.history[-season:], known)
     low, high = np.quantile(paths[1:, :known], (0.05, 0.95), axis=0)
     return {
         "known": known,
-        "central_error": float(np.abs(paths[0, :known] - series.truth).mean()),
-        "naive_error": float(np.abs(naive_path(series.history, known, season) - series.truth).mean()),
-        "share_in_band_90": float(((low <= series.truth) & (series.truth <= high)).mean()),
+        "central": float(np.abs(paths[0, :known] - series.truth).mean()),
+        "naive": float(np.abs(naive - series.truth).mean()),
+        "in_band": float(((low <= series.truth) & (series.truth <= high)).mean()),
     }
 
 
@@ -234,7 +213,7 @@ INK, QUIET, BLUE, AMBER = "#7c7f86", "#7c7f8640", "#3f82e0", "#c9782a"
 
 
 def draw(series: Series, paths: np.ndarray, season: int, top: float) -> Figure:
-    """The end of the history, the truth, the central path in its bands, and the naive path; the y axis ends at `top`."""
+    """The end of the history, the truth, the central path in its bands, the naive path; the y axis ends at `top`."""
     import matplotlib
 
     matplotlib.use("agg")  # figures are drawn in worker threads, where no window can be
@@ -242,7 +221,7 @@ def draw(series: Series, paths: np.ndarray, season: int, top: float) -> Figure:
 
     past, ahead = len(series.history), paths.shape[1]
     shown = min(past, max(2 * season, ahead))
-    figure = Figure(figsize=(5.6, 3.7), dpi=200, facecolor="none", layout="constrained")
+    figure = Figure(figsize=(4.9, 3.5), dpi=220, facecolor="none", layout="constrained")
     axes = figure.add_subplot(facecolor="none")
     future = series.times(past, past + ahead)
     for low, high, alpha in ((0.05, 0.95, 0.20), (0.25, 0.75, 0.35)):
@@ -250,23 +229,30 @@ def draw(series: Series, paths: np.ndarray, season: int, top: float) -> Figure:
         label = f"{round(100 * (high - low))} % of paths"
         axes.fill_between(future, *bounds, color=BLUE, alpha=alpha, linewidth=0, label=label)
     known = np.concatenate([series.history[past - shown :], series.truth])
-    naive = naive_path(series.history, ahead, season)
-    naive_label = "last season again" if past >= season else "last value again"
-    axes.plot(series.times(past - shown, past + len(series.truth)), known, color=INK, linewidth=0.9, label="observed")
-    axes.plot(future, naive, color=AMBER, linewidth=0.9, linestyle=(0, (3, 1.5)), label=naive_label)
-    axes.plot(future, paths[0], color=BLUE, linewidth=1.8, label="central path")
+    naive = np.resize(series.history[-season:], ahead)
+    axes.plot(series.times(past - shown, past + len(series.truth)), known, color=INK, linewidth=1, label="observed")
+    axes.plot(future, naive, color=AMBER, linewidth=1, linestyle=(0, (3, 1.5)), label=f"last {min(season, past)} again")
+    axes.plot(future, paths[0], color=BLUE, linewidth=2, label="central path")
     axes.axvline(series.first + series.step * (past - 0.5), color=INK, linewidth=0.8, linestyle=":")
     axes.set_ylim(min(0.0, 1.05 * float(min(known.min(), paths.min()))), top)
-    axes.set_ylabel(series.unit, color=INK)
+    axes.set_ylabel(series.unit, color=INK, fontsize=9)
     axes.grid(axis="y", color=QUIET, linewidth=0.6)
-    axes.tick_params(colors=INK, length=0)
+    axes.tick_params(colors=INK, length=0, labelsize=9)
     axes.spines[:].set_visible(False)
     axes.margins(x=0.01)
-    handles, labels = axes.get_legend_handles_labels()
-    order = sorted(range(len(labels)), key=lambda i: ("observed", "central path").index(labels[i]) if i in (2, 4) else 9)
-    figure.legend([handles[i] for i in order], [labels[i] for i in order], loc="outside upper left", ncols=3,
-                  frameon=False, fontsize=9, labelcolor=INK, handlelength=1.6, columnspacing=1.4)  # fmt: skip
+    entries = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    labels = sorted(entries, key=lambda label: label.endswith(("of paths", "again")))  # the two main lines first
+    look = {"frameon": False, "fontsize": 9, "labelcolor": INK, "handlelength": 1.6, "columnspacing": 1.4}
+    figure.legend([entries[label] for label in labels], labels, loc="outside upper left", ncols=3, **look)
     return figure
+
+
+def ask(cell: str, horizon: Any, paths: Any, seed: Any) -> tuple[Mapping[str, Any], np.ndarray]:
+    """Check what every question has → what the file says of its data (context, season), and the noise (1, 1 + P, N)."""
+    runtime = load_runtime(one_of("cell", cell, CELLS), "onnxruntime")
+    steps = whole("horizon", horizon, 1, MAX_HORIZON)
+    count = whole("number of paths", paths, 1, MAX_PATHS)
+    return runtime.metadata["preprocessing"], draw_noise(count, steps, whole("seed", seed, 0, MAX_SEED))
 
 
 def forecast(
@@ -277,29 +263,23 @@ def forecast(
     source: "Sunspots", cut before January of `start`, or "Your own values", which are in `text`.
     """
     with sentences():
-        one_of("series", source, (SUNSPOTS, PASTED))
-        one_of("cell", cell, CELLS)
-        names = [one_of(f"{side} runtime", name, tuple(RUNTIMES)) for side, name in (("left", left), ("right", right))]
-        horizon = whole("horizon", horizon, 1, MAX_HORIZON)
-        paths = whole("number of paths", paths, 1, MAX_PATHS)
-        seed = whole("seed", seed, 0, MAX_SEED)
-        context, season = (preprocessing(cell)[name] for name in ("context", "season"))
-        if source == SUNSPOTS:
-            series = cut_sunspots(whole("year of the start", start, *start_years()), horizon, context)
+        names = [one_of("left runtime", left, tuple(RUNTIMES)), one_of("right runtime", right, tuple(RUNTIMES))]
+        settings, noise = ask(cell, horizon, paths, seed)
+        context, season = settings["context"], settings["season"]
+        if one_of("series", source, (SUNSPOTS, PASTED)) == SUNSPOTS:
+            series = cut_sunspots(whole("year of the start", start, *start_years()), noise.shape[2], context)
         else:
             values = parse_series(text)
-            first = max(0, len(values) - context)
-            series = Series(values[first:], values[:0], first=first + 1)
-        answers = answer(cell, names, series, draw_noise(paths, horizon, seed))
+            series = Series(values[-context:], values[:0], first=max(0, len(values) - context) + 1)
+        answers = answer(cell, names, series, noise)
     one, other = (answers[name] for name in names)
-    numbers = compare(one, other) | {"cell": cell, "horizon": horizon, "paths": paths, "seed": seed}
+    numbers = compare(one, other) | {"cell": cell, "horizon": horizon, "paths": paths, "seed": seed, "season": season}
     if len(series.truth):
         numbers["score"] = score(series, one.paths, season)
     bands = [np.quantile(side.paths[1:], 0.95, axis=0).max() for side in (one, other)]
     top = 1.08 * float(max(*bands, series.history.max(), *series.truth, 1e-6))
     figures = [draw(series, side.paths, season, top) for side in (one, other)]
-    numbers["central_path"] = {"left": rounded(one.paths[0]), "right": rounded(other.paths[0])}
-    return say(numbers), show(one), figures[0], show(other), figures[1], numbers
+    return say(numbers), show(numbers["left"]), figures[0], show(numbers["right"]), figures[1], numbers
 
 
 def forecast_values(
@@ -310,34 +290,40 @@ def forecast_values(
     Returns the central path, the bands as lists of `horizon` numbers, and the latency of the model's call.
     """
     with sentences():
-        one_of("cell", cell, CELLS)
         one_of("runtime", runtime, tuple(RUNTIMES))
-        horizon = whole("horizon", horizon, 1, MAX_HORIZON)
-        noise = draw_noise(whole("number of paths", paths, 1, MAX_PATHS), horizon, whole("seed", seed, 0, MAX_SEED))
-        if not isinstance(values, list):
-            raise InputError("The values are not a list; expected a list of numbers.")
-        series = Series(check_series(values)[-preprocessing(cell)["context"] :], np.empty(0))
+        settings, noise = ask(cell, horizon, paths, seed)
+        series = Series(check_series(values)[-settings["context"] :], np.empty(0))
         given = answer(cell, [runtime], series, noise)[runtime]
-    quantiles = {f"q{round(100 * q):02}": rounded(np.quantile(given.paths[1:], q, axis=0)) for q in (0.05, 0.25, 0.75, 0.95)}
-    return {"runtime": runtime, "cell": cell, "central_path": rounded(given.paths[0]), "bands": quantiles,
-            "milliseconds": round(given.milliseconds, 3), "note": given.note}  # fmt: skip
+    return {
+        "runtime": runtime,
+        "cell": cell,
+        "central_path": plain(given.paths[0]),
+        "bands": {f"q{q:02}": plain(np.percentile(given.paths[1:], q, axis=0)) for q in (5, 25, 75, 95)},
+        "milliseconds": round(given.milliseconds, 3),
+        "note": given.note,
+    }
 
 
 def compare(one: Answer, other: Answer) -> dict[str, Any]:
-    """The two columns' latencies, how far their paths differ, and, only if these are the same, the speed-up."""
-    apart = difference(one.paths, other.paths)
+    """The columns' numbers for JSON: how far their paths differ and, only if these are the same, how fast they were.
+
+    difference: the greatest |left - right|, as a share of the largest value of the left, or of 1 where that is less.
+    """
+    apart = float(np.abs(one.paths - other.paths).max() / max(1.0, np.abs(one.paths).max()))
     same = apart <= TOLERANCE  # written so that NaN is not the same
-    columns = {
-        side: {"runtime": column.runtime, "milliseconds": round(column.milliseconds, 3), "note": column.note}
-        for side, column in (("left", one), ("right", other))
-    }
-    speed_up = round(one.milliseconds / other.milliseconds, 2) if same and one.runtime != other.runtime else None
-    return columns | {"difference": apart if math.isfinite(apart) else None, "same": same, "speed_up": speed_up}
+    numbers: dict[str, Any] = {"difference": apart if math.isfinite(apart) else None, "same": same, "speed_up": None}
+    for side, column in (("left", one), ("right", other)):
+        numbers[side] = {"runtime": column.runtime, "central_path": plain(column.paths[0])}
+        if same:
+            numbers[side] |= {"milliseconds": round(column.milliseconds, 3), "note": column.note}
+    if same and one.runtime != other.runtime:
+        numbers["speed_up"] = round(one.milliseconds / other.milliseconds, 2)
+    return numbers
 
 
-def rounded(values: np.ndarray) -> list[float]:
-    """The values as plain numbers for JSON."""
-    return [round(float(value), 4) for value in values]
+def plain(values: np.ndarray) -> list[float]:
+    """The values as numbers for JSON."""
+    return values.astype(np.float64).round(4).tolist()
 
 
 def say(numbers: Mapping[str, Any]) -> str:
@@ -352,23 +338,22 @@ def say(numbers: Mapping[str, Any]) -> str:
         lead = f"{right} is {numbers['speed_up']:.1f} times as fast as {left}."
     else:
         lead = f"{right} takes {1 / numbers['speed_up']:.1f} times as long as {left}."
-    detail = f"The same noise went to both; their {numbers['paths']} paths differ by at most {apart} of the largest value."
+    detail = f"Both read the same noise; their paths differ by at most {apart} of the largest value."
     if "score" in numbers:
-        score = numbers["score"]
+        months = "month" if numbers["score"]["known"] == 1 else "months"
         detail += (
-            f" Over the {score['known']} months known since, the central path is off by {score['central_error']:.1f} on "
-            f"average, the last season again by {score['naive_error']:.1f}; the 90 % band holds "
-            f"{100 * score['share_in_band_90']:.0f} % of them."
-        )
-    return f'<div role="status"><p class="lead">{lead}</p><p class="detail">{detail if numbers["same"] else ""}</p></div>'
+            " Over the {known} {months} known since, the central path is off by {central:.1f} on average, "
+            "the last {season} months again by {naive:.1f}; the 90 % band holds {in_band:.0%} of them."
+        ).format(**numbers["score"], months=months, season=numbers["season"])
+    return f'<div role="status"><p class="lead">{lead}</p><p class="detail">{detail}</p></div>'
 
 
-def show(column: Answer) -> str:
-    """A column's figures as HTML."""
-    name, note = html.escape(RUNTIMES[column.runtime]), html.escape(column.note)
+def show(side: Mapping[str, Any]) -> str:
+    """A column's latency as HTML, or none where the answers differ."""
+    if "milliseconds" not in side:
+        return '<p class="note">No latency: the answers differ.</p>'
     return (
-        f'<div class="figures"><span class="name">{name}</span> <span class="ms">{column.milliseconds:.2f} ms</span>'
-        f'<p class="note">{note}; median of the model call</p></div>'
+        f'<p class="ms">{side["milliseconds"]:.2f} ms</p><p class="note">Median of the model call; {side["note"]}</p>'
     )
 
 
@@ -388,67 +373,64 @@ def hardware() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    parts = [model, f"{cores} core{'s' if cores > 1 else ''}", f"{THREADS} thread{'s' if THREADS > 1 else ''} used"]
+    parts = [model, f"{cores} cores" if cores > 1 else "1 core", f"{THREADS} thread used"]
     parts += [f"{package} {version(package)}" for package in ("torch", "onnxruntime")]
     return " · ".join(parts)
 
 
 CSS = """
-.gradio-container .fillable { max-width: 1240px !important; }
 .gradio-container { font-variant-numeric: tabular-nums; }
+.gradio-container .fillable { max-width: 1240px !important; }
 #head h1 { font-size: 1.75rem; font-weight: 700; letter-spacing: -0.01em; margin: 0.5rem 0 0.25rem; }
 #head p { margin: 0; max-width: 46rem; line-height: 1.5; }
-#head .machine { margin-top: 0.6rem; max-width: none; font-family: var(--font-mono); font-size: 0.8rem;
-  color: var(--body-text-color-subdued); }
-#result .lead { font-size: 1.5rem; font-weight: 700; line-height: 1.25; margin: 0.5rem 0 0.25rem; }
-#result .detail { color: var(--body-text-color-subdued); line-height: 1.5; margin: 0; max-width: 60rem; }
-.figures { display: flex; flex-wrap: wrap; align-items: baseline; justify-content: space-between; column-gap: 1rem; }
-.figures .name { font-size: 1.125rem; font-weight: 700; }
-.figures .ms { font-size: 1.5rem; font-weight: 700; }
-.figures .note { flex-basis: 100%; margin: 0; font-size: 0.85rem; color: var(--body-text-color-subdued); }
+#head .machine { margin-top: 0.6rem; max-width: none; font-family: var(--font-mono); font-size: 0.8rem; }
+#result .lead { font-size: 1.5rem; font-weight: 700; line-height: 1.25; margin: 0.25rem 0; }
+#result .detail { line-height: 1.5; margin: 0; max-width: 60rem; }
+#head .machine, #result .detail, .latency .note { color: var(--body-text-color-subdued); }
+.latency .ms { font-size: 1.5rem; font-weight: 700; line-height: 1.2; margin: 0; }
+.latency .note { font-size: 0.85rem; line-height: 1.4; margin: 0; }
 """
 
 
 def launch_options() -> dict[str, Any]:
-    """Theme and style, which gradio takes when it launches. The fonts are gradio's own files: no other host is asked."""
+    """Theme and style, which gradio takes at launch. The fonts are gradio's own files: no other host is asked."""
     font, mono = (gr.themes.LocalFont(name, weights=(400, 700)) for name in ("IBM Plex Sans", "IBM Plex Mono"))
-    theme = gr.themes.Base(
-        primary_hue="blue", neutral_hue="zinc", radius_size="sm", font=[font, "sans-serif"], font_mono=[mono, "monospace"]
-    )
-    return {"theme": theme, "css": CSS, "footer_links": ["api", "settings"], "max_file_size": "20mb"}
+    fonts: dict[str, Any] = {"font": [font, "sans-serif"], "font_mono": [mono, "monospace"]}
+    theme = gr.themes.Base(primary_hue="blue", neutral_hue="zinc", radius_size="sm", **fonts)
+    faint = ("body_text_color_subdued", "block_info_text_color")  # by default too faint to be read on white
+    theme.set(**dict.fromkeys(faint, "*neutral_500"), **{f"{name}_dark": "*neutral_400" for name in faint})
+    return {"theme": theme, "css": CSS, "footer_links": ["api"], "max_file_size": "20mb"}
 
 
 def forecast_tab(page: gr.Blocks) -> None:
     """The tab that rolls a series on, and its events."""
-    first_year, last_year = start_years()
-    opening = OPENING | {"start": min(max(OPENING["start"], first_year), last_year)}  # type: ignore[type-var]
+    years = start_years()
+    result = gr.HTML(elem_id="result", min_height=84)
     with gr.Row():
         with gr.Column(min_width=320):
             source = gr.Radio([SUNSPOTS, PASTED], value=SUNSPOTS, label="Series")
-            start = gr.Slider(
-                first_year, last_year, value=opening["start"], step=1, label="Forecast starts in January of",
-                info="The nets never saw these years in training.",
-            )  # fmt: skip
-            text = gr.Textbox(
-                label="Values, oldest first", lines=4, max_lines=8, visible=False, placeholder="12.5, 14, 9.8 …",
-                info="Separated by commas, blanks or new lines. The nets know sunspots only, and read it as such.",
-            )  # fmt: skip
+            note = "The nets never saw these years in training."
+            start = gr.Slider(*years, OPENING_YEAR, step=1, label="Forecast starts in January of", info=note)
+            note = "Commas, blanks or new lines between them. The nets know sunspots only, and read it as such."
+            shape: dict[str, Any] = {"lines": 4, "max_lines": 8, "placeholder": "12.5, 14, 9.8 …"}
+            text = gr.Textbox(label="Values, oldest first", info=note, visible=False, **shape)
         with gr.Column(min_width=320):
-            cell = gr.Radio(CELLS, value=opening["cell"], label="Cell of the net")
-            horizon = gr.Slider(1, MAX_HORIZON, value=opening["horizon"], step=1, label="Horizon, steps ahead")
+            cell = gr.Radio(CELLS, value="GRU", label="Cell of the net")
+            horizon = gr.Slider(1, MAX_HORIZON, value=132, step=1, label="Horizon, steps ahead")
         with gr.Column(min_width=320):
-            paths = gr.Slider(1, MAX_PATHS, value=opening["paths"], step=1, label="Sampled paths")
-            seed = gr.Number(value=opening["seed"], precision=0, minimum=0, maximum=MAX_SEED, label="Seed of the noise")
+            paths = gr.Slider(1, MAX_PATHS, value=100, step=1, label="Sampled paths")
+            seed = gr.Number(value=0, precision=0, minimum=0, maximum=MAX_SEED, label="Seed of the noise")
     go = gr.Button("Forecast", variant="primary", size="lg")
-    result = gr.HTML(elem_id="result", min_height=90)
     sides = []
     with gr.Row():
         for name, label in (("torch", "Left runtime"), ("onnxruntime", "Right runtime")):
             with gr.Column(min_width=320):
-                runtime = gr.Dropdown([(title, key) for key, title in RUNTIMES.items()], value=name, label=label)
-                figures = gr.HTML(elem_classes="figures-box", min_height=60)
-                plot = gr.Plot(show_label=False, container=False, format="png", elem_classes="plot")
-                sides.append((runtime, figures, plot))
+                with gr.Row(equal_height=True):
+                    choices = [(title, key) for key, title in RUNTIMES.items()]
+                    runtime = gr.Dropdown(choices, value=name, label=label, min_width=150)
+                    latency = gr.HTML(elem_classes="latency", min_width=150, min_height=72)
+                plot = gr.Plot(show_label=False, container=False, format="png")
+                sides.append((runtime, latency, plot))
     with gr.Accordion("All the numbers", open=False):
         numbers = gr.JSON(label="Result", show_label=False)
 
@@ -461,8 +443,10 @@ def forecast_tab(page: gr.Blocks) -> None:
     outputs = [result, *left_outputs, *right_outputs, numbers]
     # One measurement at a time, or they would disturb each other.
     alone: dict[str, Any] = {"concurrency_id": "measure", "concurrency_limit": 1}
-    go.click(forecast, inputs, outputs, api_name="forecast", show_progress="minimal", **alone)
-    page.load(forecast, inputs, outputs, api_visibility="private", show_progress="minimal", **alone)
+    # Without preprocessing: gradio's own checks of the bounds do not say which value they mean, `ask` does.
+    event: dict[str, Any] = alone | {"preprocess": False, "show_progress": "minimal"}
+    go.click(forecast, inputs, outputs, api_name="forecast", **event)
+    page.load(forecast, inputs, outputs, api_visibility="private", **event)
     gr.api(forecast_values, api_name="forecast_values", **alone)
 
 
@@ -472,22 +456,22 @@ def build() -> gr.Blocks:
         gr.HTML(
             "<h1>seqexport</h1><p>A recurrent net, trained in PyTorch and exported to ONNX, rolls 260 years of monthly "
             "sunspots on: torch runs the checkpoint on the left, ONNX Runtime the exported file on the right, both on "
-            f'the same noise.</p><p class="machine">{html.escape(hardware())}</p>',
+            f'the same noise.</p><p class="machine">{hardware()}</p>',
             elem_id="head",
         )
-        with gr.Tabs():
+        with gr.Tabs(), gr.Tab("Forecast"):
             try:
-                sunspots()
-            except SeqExportError as error:
+                forecast_tab(page)
+            except FileError as error:  # nothing was trained yet: the page says what to run
                 gr.Markdown(str(error))
-            else:
-                with gr.Tab("Forecast"):
-                    forecast_tab(page)
     return page.queue(max_size=24, default_concurrency_limit=2)
 
 
 def main() -> None:
     """Serve the page, by default at 127.0.0.1:7860; GRADIO_SERVER_NAME and GRADIO_SERVER_PORT change that."""
+    # What takes longest is imported while the page is built, so that it is there when the page is opened.
+    for module in ("torch", "matplotlib.figure"):
+        threading.Thread(target=importlib.import_module, args=(module,), daemon=True).start()
     build().launch(**launch_options())
 
 

@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"seqexport {__version__}")
         return 0
     parser, command = _parser(arguments)
-    options = parser.parse_args(arguments[1:] if arguments[0] in COMMANDS else arguments)
+    options = parser.parse_intermixed_args(arguments[1:] if arguments[0] in COMMANDS else arguments)
     try:
         return command(options)
     except SeqExportError as error:

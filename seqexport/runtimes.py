@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -101,8 +102,11 @@ class TorchRuntime(Runtime):
         if self.onednn is None:
             yield
             return
-        with torch.backends.mkldnn.flags(enabled=self.onednn):
-            yield
+        with warnings.catch_warnings():
+            # Setting the flags sets that for Intel GPUs too, of whose absence torch then warns.
+            warnings.filterwarnings("ignore", "TF32 acceleration on top of oneDNN", UserWarning)
+            with torch.backends.mkldnn.flags(enabled=self.onednn):
+                yield
 
 
 class OnnxRuntime(Runtime):

@@ -166,7 +166,10 @@ BAD = {
     "a folder": (lambda path: path.mkdir(), "is a folder"),
     "text": (lambda path: path.write_text("hello"), "not a checkpoint"),
     "ONNX": (lambda path: path.write_bytes(b"\x08\x0a\x12\x00"), "not a checkpoint"),
-    "garbage that looks like a pickle": (lambda path: path.write_bytes(b"\x80\x02garbage"), "could not be read|pickled"),
+    "garbage that looks like a pickle": (
+        lambda path: path.write_bytes(b"\x80\x02garbage"),
+        "could not be read|pickled",
+    ),
     "truncated": (truncated, "damaged archive"),
     "compressed": (compressed, "compressed archive"),
     "some zip": (lambda path: zipfile.ZipFile(path, "w").close(), "without a checkpoint"),
@@ -187,7 +190,10 @@ BAD = {
     "other task": (own_format(lambda c: c.update(task="translate")), "translate"),
     "bad network": (own_format(lambda c: c["network"].update(layers=-1)), "contradicts itself.*layers"),
     "other network": (own_format(lambda c: c["network"].update(layers=3)), "lacks the weight rnn.weight_ih_l2"),
-    "bad scaling": (own_format(lambda c: c["preprocessing"]["scaling"].update(spread=0.0)), "contradicts itself.*spread"),
+    "bad scaling": (
+        own_format(lambda c: c["preprocessing"]["scaling"].update(spread=0.0)),
+        "contradicts itself.*spread",
+    ),
     "no scaling": (own_format(lambda c: c.update(preprocessing={})), "contradicts itself"),
     "not a forecaster": (own_format(lambda c: c["network"].update(pooling="last")), "contradicts itself.*forecast"),
 }

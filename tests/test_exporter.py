@@ -98,7 +98,9 @@ def test_the_same_checkpoint_gives_the_same_bytes_in_another_process(tmp_path, e
     root = Path(__file__).parents[1]
     subprocess.run(command, check=True, capture_output=True, env=environment, cwd=root)
     for suffix in (".onnx", ".forecast.onnx"):
-        assert (tmp_path / "gru.pt").with_suffix(suffix).read_bytes() == exported["gru"].with_suffix(suffix).read_bytes()
+        assert (tmp_path / "gru.pt").with_suffix(suffix).read_bytes() == exported["gru"].with_suffix(
+            suffix
+        ).read_bytes()
 
 
 def test_no_path_of_the_exporting_machine_is_in_the_file(exported):
@@ -287,4 +289,3 @@ def test_verifying_a_file_again(tmp_path):
     assert not seqexport.verify_files(path, tmp_path / "net.onnx").passed
     with pytest.raises(FileError, match="another checkpoint"):
         seqexport.verify_files(save_forecaster(tmp_path / "other.pt", "lstm", seed=9), tmp_path / "net.onnx")
-

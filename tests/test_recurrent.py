@@ -19,9 +19,7 @@ SHAPES = ((1, 1), (1, 6), (4, 1), (2, 9), (5, 33))
 
 def recurrence(cell, layers, bidirectional, bias, batch_first):
     more = {"nonlinearity": cell[4:]} if cell.startswith("rnn") else {}
-    net = CELLS[cell](
-        FEATURES, HIDDEN, layers, bias=bias, batch_first=batch_first, bidirectional=bidirectional, **more
-    )
+    net = CELLS[cell](FEATURES, HIDDEN, layers, bias=bias, batch_first=batch_first, bidirectional=bidirectional, **more)
     return randomised(net, seed=layers)
 
 

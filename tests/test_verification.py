@@ -182,7 +182,9 @@ def test_a_pipeline_that_does_something_else_is_caught(tmp_path, spoil):
     path = save_forecaster(tmp_path / "net.pt", "lstm")
     seqexport.export(path)
     checkpoint = seqexport.read_checkpoint(path)
-    (part,) = [p for p in exporter._checkpoint_parts(checkpoint, tmp_path / "net.onnx", "optional")[0] if p.path.stem != "net"]
+    (part,) = [
+        p for p in exporter._checkpoint_parts(checkpoint, tmp_path / "net.onnx", "optional")[0] if p.path.stem != "net"
+    ]
     spoil(part.module)
     outcomes = exporter._verify_part(part, exporter.OnnxRuntime(part.path), exporter.plan(part.subject))
     assert not Report(tuple(outcomes)).passed

