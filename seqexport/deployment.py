@@ -37,8 +37,8 @@ tags: [onnx, {checkpoint.spec.cell}, seqexport]
 ---
 # {title}
 
-{checkpoint.spec}: {_parameters(checkpoint):,} parameters. It reads a history in the data's own units and gives, for every
-step ahead, the distribution of the next value.
+{checkpoint.spec}: {_parameters(checkpoint):,} parameters. It reads a history in the data's own units and
+gives, for every step ahead, the distribution of the next value.
 
 Rebuilt by `{command}`; this card is written by that command.
 
@@ -76,8 +76,8 @@ One training run, seed {metrics["seed"]}: a difference of a few tenths between c
 ```python
 import numpy, onnxruntime
 session = onnxruntime.InferenceSession("checkpoint.forecast.onnx")
-history = numpy.array([[…]], numpy.float32)            # [batch, time], in the data's units
-noise = numpy.zeros((1, 1, {metrics["horizon"]}), numpy.float32)         # [batch, paths, horizon]; zero gives the central path
+# history: float32 [batch, time], in the data's units. noise: [batch, paths, horizon], zero for the central path
+noise = numpy.zeros((1, 1, {metrics["horizon"]}), numpy.float32)
 path = session.run(["path"], {{"history": history, "noise": noise}})[0]
 ```
 
