@@ -44,7 +44,7 @@ Rebuilt by `{command}`; this card is written by that command.
 
 ## Data
 {data["name"]}: {data["values"]:,} values, one a {step}. Source: {data["source"]}. Licence: {data["licence"]}.
-Split in the order of time: {data["split"]}; the scaling is fitted on the training part alone.
+Split in the order of time: {_split(data["split"])}; the scaling is fitted on the training part alone.
 
 ## Quality
 Mean absolute error ({unit}) of the central path, averaged over the next {metrics["horizon"]} steps and over
@@ -88,6 +88,10 @@ One series, without other columns. Meant to show that two runtimes agree and wha
 
 def _parameters(checkpoint: Checkpoint) -> int:
     return sum(tensor.numel() for tensor in checkpoint.weights.values())
+
+
+def _split(parts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} for {part}" for part, count in parts.items())
 
 
 def _table(rows: list[tuple[str, float]]) -> str:

@@ -109,9 +109,6 @@ def test_no_path_of_the_exporting_machine_is_in_the_file(exported):
     assert b".py" not in content
 
 
-# ---- live modules
-
-
 @dataclasses.dataclass
 class Result:
     logits: torch.Tensor

@@ -1,0 +1,196 @@
+"""Measure what README says of speed, and write it there.
+
+    python -m training.measure
+
+Ratios within one run: one thread each, warmed up, taking turns, medians. Run it on a machine that does nothing else
+(about a minute).
+"""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+import seqexport
+from seqexport.runtimes import Runtime
+from training.publish import ROOT, write_block
+
+ROUNDS = 15
+HORIZON = 50
+CONTEXT = 144
+
+
+def taking_turns(calls: Mapping[str, Callable[[], object]], rounds: int = ROUNDS) -> dict[str, float]:
+    """Median seconds of each call, over rounds in which every call runs once, in changing order, after a warm-up."""
+    rng = np.random.default_rng(0)
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for round_ in range(-2, rounds):
+        for name in rng.permutation(list(calls)):
+            start = time.perf_counter()
+            calls[str(name)]()
+            if round_ >= 0:
+                seconds[str(name)].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def in_turn(network: Runtime, history: np.ndarray, reread: bool) -> np.ndarray:
+    """The central path by a Python loop over the network: with carried state, or reading all values again each step."""
+    scaling = _scaling(network)
+    z = scaling.apply(_tensor(history)).numpy()[..., None]
+    state: dict[str, np.ndarray] = {}
+    path = []
+    for _ in range(HORIZON):
+        outputs = network.run({"x": z, **state})
+        following = outputs["y"][:, -1:, :1]
+        path.append(following)
+        if reread:
+            z = np.concatenate([z, following], axis=1)[:, -CONTEXT:]
+        else:
+            z = following
+            state = {name: outputs[output] for name, output in network.metadata["state_map"].items()}
+    return scaling.undo(_tensor(np.concatenate(path, axis=1)[..., 0])).numpy()
+
+
+def _scaling(runtime: Runtime):  # type: ignore[no-untyped-def]  # its type would import torch at the top
+    from seqexport.pipelines import Scaling
+
+    return Scaling.from_dict(runtime.metadata["preprocessing"]["scaling"])
+
+
+def _tensor(array: np.ndarray):  # type: ignore[no-untyped-def]
+    import torch
+
+    return torch.from_numpy(np.asarray(array, np.float32))
+
+
+def measure_forecast(folder: Path, paths: int) -> list[str]:
+    """Rows of README's table: a forecast by every way there is, whose answers must agree before they are timed."""
+    checkpoint, exported = folder / "checkpoint.pt", folder / "checkpoint.onnx"
+    rng = np.random.default_rng(0)
+    history = (rng.random((1, CONTEXT)) * 100).astype(np.float32)
+    noise = rng.standard_normal((1, paths, HORIZON)).astype(np.float32) if paths > 1 else np.zeros((1, 1, HORIZON))
+    feeds = {"history": history, "noise": noise}
+    pipelines = {
+        "onnxruntime, loop in the graph": seqexport.load(exported, pipeline="forecast"),
+        "torch, oneDNN on (its default)": seqexport.load(checkpoint, pipeline="forecast", onednn=True),
+        "torch, oneDNN off": seqexport.load(checkpoint, pipeline="forecast", onednn=False),
+    }
+    calls: dict[str, Callable[[], np.ndarray]] = {
+        name: lambda runtime=runtime: runtime.run(feeds)["path"]
+        for name, runtime in pipelines.items()  # type: ignore[misc]
+    }
+    if paths == 1:
+        step, slow = seqexport.load(exported), seqexport.load(checkpoint)
+        calls["onnxruntime, a Python loop with carried state"] = lambda: in_turn(step, history, reread=False)
+        calls["torch, the window read again at every step"] = lambda: in_turn(slow, history, reread=True)
+    expected = calls["torch, oneDNN on (its default)"]().ravel()
+    for name, call in calls.items():
+        # Re-reading a window that slides loses what lies before it, so its answer is another one by design.
+        if "window" not in name:
+            error = np.abs(call().ravel() - expected).max() / max(1.0, np.abs(expected).max())
+            if not error <= 1e-4:
+                raise seqexport.SeqExportError(f"{name} differs by {error:.1e}: its speed means nothing.")
+    seconds = taking_turns(calls)
+    best = seconds["onnxruntime, loop in the graph"]
+    what = f"{HORIZON} steps, {paths} path{'s' if paths > 1 else ''}"
+    return [f"| {what} | {name} | {1e3 * value:.2f} ms | {value / best:.1f} |" for name, value in seconds.items()]
+
+
+def measure_export(folder: Path) -> list[str]:
+    """Rows of README's table: seqexport with its verification beside bare torch.onnx, on the same net, both warm."""
+    import contextlib
+    import io
+    import logging
+    import warnings
+
+    import torch
+
+    checkpoint = seqexport.read_checkpoint(folder / "checkpoint.pt")
+    network = checkpoint.network()
+    rows = "float32[{},batch,{}]".format(*checkpoint.spec.state[0].dims[::2])
+
+    class Stateless(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, x: torch.Tensor, h0: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return self.network(x, h0)
+
+    module = Stateless().eval()
+    auto = torch.export.Dim.AUTO
+
+    def bare() -> None:
+        # The second export of a recurrent net in one process fails on a stale cache; peers get it cleared.
+        for name in ("gru", "lstm"):
+            getattr(torch.ops.aten, name).input._dispatch_cache.clear()
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            logging.disable(logging.CRITICAL)
+            torch.onnx.export(
+                module,
+                (torch.randn(3, 5, 1), torch.zeros(checkpoint.spec.layers, 3, checkpoint.spec.hidden_size)),
+                dynamo=True,
+                dynamic_shapes={"x": {0: auto, 1: auto}, "h0": {1: auto}},
+                verbose=False,
+            ).save(target)  # type: ignore[union-attr]
+            logging.disable(logging.NOTSET)
+
+    with tempfile.TemporaryDirectory() as temporary:
+        target = Path(temporary) / "net.onnx"
+        seconds = taking_turns(
+            {
+                "seqexport.export, with verification": lambda: seqexport.export(
+                    module, target, inputs={"x": "float32[batch,time,1]", "h0": rows}
+                ),
+                "torch.onnx.export(dynamo=True), none": bare,
+            },
+            rounds=5,
+        )
+        start = time.perf_counter()
+        command = [sys.executable, "-m", "seqexport", str(folder / "checkpoint.pt"), "-o", str(target)]
+        subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
+        whole = time.perf_counter() - start
+    ours = seconds["seqexport.export, with verification"]
+    lines = [
+        f"| export of a network, warm | {name} | {value:.2f} s | {value / ours:.1f} |"
+        for name, value in seconds.items()
+    ]
+    return [*lines, f"| network and pipeline, a fresh process | `python -m seqexport` | {whole:.1f} s | |"]
+
+
+def main() -> int:
+    """Measure, print and write README's table."""
+    folder = ROOT / "exported" / "sunspots-gru"
+    try:
+        rows = [*measure_forecast(folder, 1), *measure_forecast(folder, 200), *measure_export(folder)]
+        machine = (
+            f"Shipped GRU, one thread, {_processor()}, torch {version('torch')}, onnxruntime {version('onnxruntime')}; "
+            "the last column is the time as a multiple of the first row's of its kind."
+        )
+        table = "\n".join(["| what | by | median | × |", "|---|---|---|---|", *rows, "", machine])
+        write_block(ROOT / "README.md", "speed", table)
+    except seqexport.SeqExportError as error:
+        print(f"measure: {error}", file=sys.stderr)
+        return error.exit_code
+    print(table)
+    return 0
+
+
+def _processor() -> str:
+    with Path("/proc/cpuinfo").open() if Path("/proc/cpuinfo").exists() else Path(__file__).open() as file:
+        names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
