@@ -1,7 +1,7 @@
 """The demo: torch and ONNX Runtime side by side on the same question. `python demo.py`, then http://127.0.0.1:7860.
 
-Pure functions first (read a series, race the runtimes, draw), then the page, then its events. Importing this module
-loads no model and starts nothing. The models come from exported/, which `python -m training.publish` writes.
+Pure functions first, then the page, then its events. Importing this module loads no model and starts nothing. The
+models come from exported/, which `python -m training.publish` writes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import importlib
 import math
 import os
 import platform
-import statistics
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,13 +27,10 @@ import numpy as np  # noqa: E402
 
 import seqexport  # noqa: E402
 from seqexport.errors import FileError, InputError, SeqExportError  # noqa: E402
+from seqexport.runtimes import Runtime  # noqa: E402
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from seqexport.runtimes import Runtime
-
-    Entrant = tuple[str, bool | None]  # a runtime's name, and oneDNN on or off
 
 EXPORTED = Path(__file__).parent / "exported"
 CELLS = ("RNN", "LSTM", "GRU")
@@ -50,16 +46,15 @@ OPENING_YEAR = 1976  # in the last fifth
 
 @dataclass(frozen=True)
 class Series:
-    """A history (T,) to roll on, the truth after it (0 to N values) where it is known, and where its time axis starts.
-
-    first and step: the time of history[0], and from one value to the next (years for sunspots, otherwise a count).
-    """
+    """A history (T,) to roll on, and the truth after it (0 to N values); the time of history[0], and from one value to
+    the next (years for sunspots, otherwise counted)."""
 
     history: np.ndarray
     truth: np.ndarray
     first: float = 1.0
     step: float = 1.0
     unit: str = "value"
+    steps: str = "values"
 
     def times(self, start: int, stop: int) -> np.ndarray:
         """The times of the values `start` to `stop`, counted from the history's first."""
@@ -96,25 +91,22 @@ def start_years() -> tuple[int, int]:
 @functools.cache
 def load_runtime(cell: str, name: str, onednn: bool | None = None) -> Runtime:
     """The forecast pipeline of a cell in a runtime, loaded once."""
-    path = EXPORTED / cell.lower() / ("checkpoint.pt" if name == "torch" else "checkpoint.onnx")
-    if not path.exists():
-        raise FileError(f"There is no {path.name} in {EXPORTED.name}/{cell.lower()}/: run python -m training.publish.")
+    file = "checkpoint.pt" if name == "torch" else "checkpoint.onnx"
+    path = next(EXPORTED.glob(f"*{cell.lower()}/{file}"), None)
+    if path is None:
+        raise FileError(f"There is no {file} of an {cell} in {EXPORTED.name}/: run python -m training.publish.")
     return seqexport.load(path, runtime=name, pipeline="forecast", threads=THREADS, onednn=onednn)
 
 
-def parse_series(text: str) -> np.ndarray:
-    """Numbers separated by commas, semicolons, blanks or new lines → float32 (T,), as `check_series` has it."""
-    return check_series(str(text or "").replace(",", " ").replace(";", " ").split())
-
-
-def check_series(values: Sequence[Any]) -> np.ndarray:
-    """Values, or their texts → float32 (T,).
+def parse_series(values: str | Sequence[Any] | None) -> np.ndarray:
+    """A list of numbers, or a text with commas, semicolons, blanks or new lines between them → float32 (T,).
 
     Raises InputError where they are too few or too many, or with the first that is not a number of a usable size.
     """
-    if not isinstance(values, list) or not 2 <= len(values) <= MAX_VALUES:
-        count = f"has {len(values):,} values" if isinstance(values, list) else "is not a list"
-        raise InputError(f"The series {count}; expected 2 to {MAX_VALUES:,} numbers.")
+    if not isinstance(values, list):
+        values = str(values or "").replace(",", " ").replace(";", " ").split()
+    if not 2 <= len(values) <= MAX_VALUES:
+        raise InputError(f"The series has the length {len(values):,}; expected 2 to {MAX_VALUES:,} values.")
     numbers = np.empty(len(values), dtype=np.float32)
     for index, value in enumerate(values):
         try:
@@ -147,8 +139,8 @@ def cut_sunspots(year: int, horizon: int, context: int) -> Series:
     months, values = sunspots()
     start = months.index(f"{year}-01")
     first = max(0, start - context)
-    time_of_first = int(months[first][:4]) + (int(months[first][5:]) - 1) / 12
-    return Series(values[first:start], values[start : start + horizon], time_of_first, 1 / 12, "sunspot number")
+    begin = int(months[first][:4]) + (int(months[first][5:]) - 1) / 12
+    return Series(values[first:start], values[start : start + horizon], begin, 1 / 12, "sunspot number", "months")
 
 
 def draw_noise(paths: int, horizon: int, seed: int) -> np.ndarray:
@@ -159,14 +151,12 @@ def draw_noise(paths: int, horizon: int, seed: int) -> np.ndarray:
 
 
 def race(
-    runtimes: Mapping[Entrant, Runtime], feeds: Mapping[str, np.ndarray], seconds: float = 0.8
-) -> dict[Entrant, tuple[np.ndarray, float]]:
-    """Run each once to warm up, then let them take turns → {name: (paths (P, N), median milliseconds)}.
-
-    3 to 9 turns each, as many as fit into `seconds`: taking turns lets a disturbance fall on all of them alike.
-    """
+    runtimes: Mapping[Any, Runtime], feeds: Mapping[str, np.ndarray], seconds: float = 0.8
+) -> dict[Any, tuple[np.ndarray, float]]:
+    """Run each once to warm up, then 3 to 9 times, as often as fits into `seconds`, in turns, so that a disturbance
+    falls on all of them alike → {name: (paths (P, N), median milliseconds)}."""
     paths = {name: runtime.run(feeds)["path"][0] for name, runtime in runtimes.items()}
-    taken: dict[Entrant, list[float]] = {name: [] for name in runtimes}
+    taken: dict[Any, list[float]] = {name: [] for name in runtimes}
     end = time.perf_counter() + seconds
     for turn in range(9):
         if turn >= 3 and time.perf_counter() > end:
@@ -175,7 +165,7 @@ def race(
             begin = time.perf_counter()
             runtime.run(feeds)
             taken[name].append(1000 * (time.perf_counter() - begin))
-    return {name: (paths[name], statistics.median(taken[name])) for name in runtimes}
+    return {name: (paths[name], float(np.median(taken[name]))) for name in runtimes}
 
 
 def answer(cell: str, names: Sequence[str], series: Series, noise: np.ndarray) -> dict[str, Answer]:
@@ -188,9 +178,9 @@ def answer(cell: str, names: Sequence[str], series: Series, noise: np.ndarray) -
         if not all(np.isfinite(paths).all() for paths, _ in tries):
             raise InputError("The forecast left the range of float32: the series is too far from what the net knows.")
         took = [f"{milliseconds:.2f} ms" for _, milliseconds in tries]
-        note = "the exported file, on the CPU"
+        note = "the exported file"
         if len(took) == 2:
-            note = f"the faster of oneDNN on, {took[0]}, and off, {took[1]}"
+            note = f"the faster of oneDNN on ({took[0]}) and off ({took[1]})"
         answers[name] = Answer(name, *min(tries, key=lambda result: result[1]), note)
     return answers
 
@@ -198,14 +188,10 @@ def answer(cell: str, names: Sequence[str], series: Series, noise: np.ndarray) -
 def score(series: Series, paths: np.ndarray, season: int) -> dict[str, float]:
     """Mean absolute errors of the central path and of the last season again, and the truth's share in the 90 % band."""
     known = len(series.truth)
-    naive = np.resize(series.history[-season:], known)
+    miss = np.abs(np.stack([paths[0, :known], np.resize(series.history[-season:], known)]) - series.truth).mean(axis=1)
     low, high = np.quantile(paths[1:, :known], (0.05, 0.95), axis=0)
-    return {
-        "known": known,
-        "central": float(np.abs(paths[0, :known] - series.truth).mean()),
-        "naive": float(np.abs(naive - series.truth).mean()),
-        "in_band": float(((low <= series.truth) & (series.truth <= high)).mean()),
-    }
+    share = float(((low <= series.truth) & (series.truth <= high)).mean())
+    return {"known": known, "central": float(miss[0]), "naive": float(miss[1]), "in_band": 100 * share}
 
 
 # Mid-tones: the figure has no background of its own, and has to be read on white and on near-black.
@@ -214,9 +200,6 @@ INK, QUIET, BLUE, AMBER = "#7c7f86", "#7c7f8640", "#3f82e0", "#c9782a"
 
 def draw(series: Series, paths: np.ndarray, season: int, top: float) -> Figure:
     """The end of the history, the truth, the central path in its bands, the naive path; the y axis ends at `top`."""
-    import matplotlib
-
-    matplotlib.use("agg")  # figures are drawn in worker threads, where no window can be
     from matplotlib.figure import Figure
 
     past, ahead = len(series.history), paths.shape[1]
@@ -224,14 +207,13 @@ def draw(series: Series, paths: np.ndarray, season: int, top: float) -> Figure:
     figure = Figure(figsize=(4.9, 3.5), dpi=220, facecolor="none", layout="constrained")
     axes = figure.add_subplot(facecolor="none")
     future = series.times(past, past + ahead)
-    for low, high, alpha in ((0.05, 0.95, 0.20), (0.25, 0.75, 0.35)):
+    for low, high, alpha, label in ((0.05, 0.95, 0.20, "90 % of paths"), (0.25, 0.75, 0.35, "50 % of paths")):
         bounds = np.quantile(paths[1:], (low, high), axis=0)
-        label = f"{round(100 * (high - low))} % of paths"
         axes.fill_between(future, *bounds, color=BLUE, alpha=alpha, linewidth=0, label=label)
     known = np.concatenate([series.history[past - shown :], series.truth])
-    naive = np.resize(series.history[-season:], ahead)
+    naive, label = np.resize(series.history[-season:], ahead), f"last {min(season, past)} {series.steps} again"
     axes.plot(series.times(past - shown, past + len(series.truth)), known, color=INK, linewidth=1, label="observed")
-    axes.plot(future, naive, color=AMBER, linewidth=1, linestyle=(0, (3, 1.5)), label=f"last {min(season, past)} again")
+    axes.plot(future, naive, color=AMBER, linewidth=1, linestyle=(0, (3, 1.5)), label=label)
     axes.plot(future, paths[0], color=BLUE, linewidth=2, label="central path")
     axes.axvline(series.first + series.step * (past - 0.5), color=INK, linewidth=0.8, linestyle=":")
     axes.set_ylim(min(0.0, 1.05 * float(min(known.min(), paths.min()))), top)
@@ -240,16 +222,16 @@ def draw(series: Series, paths: np.ndarray, season: int, top: float) -> Figure:
     axes.tick_params(colors=INK, length=0, labelsize=9)
     axes.spines[:].set_visible(False)
     axes.margins(x=0.01)
-    entries = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    labels = sorted(entries, key=lambda label: label.endswith(("of paths", "again")))  # the two main lines first
+    lines, labels = axes.get_legend_handles_labels()
+    order = np.argsort([label.endswith(("of paths", "again")) for label in labels], stable=True)  # main lines first
     look = {"frameon": False, "fontsize": 9, "labelcolor": INK, "handlelength": 1.6, "columnspacing": 1.4}
-    figure.legend([entries[label] for label in labels], labels, loc="outside upper left", ncols=3, **look)
+    figure.legend([lines[i] for i in order], [labels[i] for i in order], loc="outside upper left", ncols=3, **look)
     return figure
 
 
 def ask(cell: str, horizon: Any, paths: Any, seed: Any) -> tuple[Mapping[str, Any], np.ndarray]:
     """Check what every question has → what the file says of its data (context, season), and the noise (1, 1 + P, N)."""
-    runtime = load_runtime(one_of("cell", cell, CELLS), "onnxruntime")
+    runtime = load_runtime(cell, "onnxruntime")
     steps = whole("horizon", horizon, 1, MAX_HORIZON)
     count = whole("number of paths", paths, 1, MAX_PATHS)
     return runtime.metadata["preprocessing"], draw_noise(count, steps, whole("seed", seed, 0, MAX_SEED))
@@ -258,12 +240,11 @@ def ask(cell: str, horizon: Any, paths: Any, seed: Any) -> tuple[Mapping[str, An
 def forecast(
     source: str, start: int, text: str, cell: str, horizon: int, paths: int, seed: int, left: str, right: str
 ) -> tuple[str, str, Any, str, Any, dict[str, Any]]:
-    """One question to two runtimes → the sentence, left's figures and plot, right's, and all the numbers.
-
-    source: "Sunspots", cut before January of `start`, or "Your own values", which are in `text`.
-    """
+    """One question to two runtimes → the sentence, left's latency and plot, right's, and all the numbers. `source` is
+    "Sunspots", cut before January of `start`, or "Your own values", which are in `text`."""
     with sentences():
         names = [one_of("left runtime", left, tuple(RUNTIMES)), one_of("right runtime", right, tuple(RUNTIMES))]
+        cell = one_of("cell", str(cell).upper(), CELLS)
         settings, noise = ask(cell, horizon, paths, seed)
         context, season = settings["context"], settings["season"]
         if one_of("series", source, (SUNSPOTS, PASTED)) == SUNSPOTS:
@@ -276,54 +257,47 @@ def forecast(
     numbers = compare(one, other) | {"cell": cell, "horizon": horizon, "paths": paths, "seed": seed, "season": season}
     if len(series.truth):
         numbers["score"] = score(series, one.paths, season)
-    bands = [np.quantile(side.paths[1:], 0.95, axis=0).max() for side in (one, other)]
-    top = 1.08 * float(max(*bands, series.history.max(), *series.truth, 1e-6))
-    figures = [draw(series, side.paths, season, top) for side in (one, other)]
-    return say(numbers), show(numbers["left"]), figures[0], show(numbers["right"]), figures[1], numbers
+    highest = max(np.quantile(side.paths[1:], 0.95, axis=0).max() for side in (one, other))
+    top = 1.08 * float(max(highest, series.history.max(), *series.truth, 1e-6))  # the same for both columns
+    plots = [draw(series, side.paths, season, top) for side in (one, other)]
+    return say(numbers), show(numbers["left"]), plots[0], show(numbers["right"]), plots[1], numbers
 
 
 def forecast_values(
     values: list[float], cell: str, horizon: int = 132, paths: int = 100, seed: int = 0, runtime: str = "onnxruntime"
 ) -> dict[str, Any]:
-    """Roll `values` (2 to 20,000, of which the net reads the last 360) on by `horizon` steps in one runtime.
-
-    Returns the central path, the bands as lists of `horizon` numbers, and the latency of the model's call.
-    """
+    """Roll `values` (2 to 20,000; the net reads the last ones) on by `horizon` steps in one runtime → the central path
+    and the bands, each a list of `horizon` numbers, and the milliseconds of the model's call."""
     with sentences():
         one_of("runtime", runtime, tuple(RUNTIMES))
+        cell = one_of("cell", str(cell).upper(), CELLS)
         settings, noise = ask(cell, horizon, paths, seed)
-        series = Series(check_series(values)[-settings["context"] :], np.empty(0))
+        series = Series(parse_series(values)[-settings["context"] :], np.empty(0))
         given = answer(cell, [runtime], series, noise)[runtime]
-    return {
-        "runtime": runtime,
-        "cell": cell,
-        "central_path": plain(given.paths[0]),
-        "bands": {f"q{q:02}": plain(np.percentile(given.paths[1:], q, axis=0)) for q in (5, 25, 75, 95)},
-        "milliseconds": round(given.milliseconds, 3),
-        "note": given.note,
-    }
+    bands = np.quantile(given.paths[1:].astype(float), (0.05, 0.25, 0.75, 0.95), axis=0)
+    names = ("q05", "q25", "q75", "q95")
+    return figures_of(given) | {"cell": cell, "bands": dict(zip(names, bands.round(4).tolist(), strict=True))}
+
+
+def figures_of(column: Answer, timed: bool = True) -> dict[str, Any]:
+    """An answer's numbers for JSON."""
+    numbers = {"runtime": column.runtime, "central": column.paths[0].astype(float).round(4).tolist()}
+    return numbers | ({"milliseconds": round(column.milliseconds, 3), "note": column.note} if timed else {})
 
 
 def compare(one: Answer, other: Answer) -> dict[str, Any]:
-    """The columns' numbers for JSON: how far their paths differ and, only if these are the same, how fast they were.
-
-    difference: the greatest |left - right|, as a share of the largest value of the left, or of 1 where that is less.
-    """
+    """The columns' numbers; `difference` is the greatest |left - right|, as a share of the left's largest value (of 1,
+    where that is less). Latencies and the speed-up are there only if the answers are the same."""
     apart = float(np.abs(one.paths - other.paths).max() / max(1.0, np.abs(one.paths).max()))
     same = apart <= TOLERANCE  # written so that NaN is not the same
-    numbers: dict[str, Any] = {"difference": apart if math.isfinite(apart) else None, "same": same, "speed_up": None}
-    for side, column in (("left", one), ("right", other)):
-        numbers[side] = {"runtime": column.runtime, "central_path": plain(column.paths[0])}
-        if same:
-            numbers[side] |= {"milliseconds": round(column.milliseconds, 3), "note": column.note}
-    if same and one.runtime != other.runtime:
-        numbers["speed_up"] = round(one.milliseconds / other.milliseconds, 2)
-    return numbers
-
-
-def plain(values: np.ndarray) -> list[float]:
-    """The values as numbers for JSON."""
-    return values.astype(np.float64).round(4).tolist()
+    race_run = same and one.runtime != other.runtime
+    return {
+        "difference": apart if math.isfinite(apart) else None,
+        "same": same,
+        "speed_up": round(one.milliseconds / other.milliseconds, 2) if race_run else None,
+        "left": figures_of(one, same),
+        "right": figures_of(other, same),
+    }
 
 
 def say(numbers: Mapping[str, Any]) -> str:
@@ -340,11 +314,10 @@ def say(numbers: Mapping[str, Any]) -> str:
         lead = f"{right} takes {1 / numbers['speed_up']:.1f} times as long as {left}."
     detail = f"Both read the same noise; their paths differ by at most {apart} of the largest value."
     if "score" in numbers:
-        months = "month" if numbers["score"]["known"] == 1 else "months"
         detail += (
-            " Over the {known} {months} known since, the central path is off by {central:.1f} on average, "
-            "the last {season} months again by {naive:.1f}; the 90 % band holds {in_band:.0%} of them."
-        ).format(**numbers["score"], months=months, season=numbers["season"])
+            " Over the {known} of {horizon} months known since, the central path is off by {central:.1f} on average, "
+            "the last {season} months again by {naive:.1f}; the 90 % band holds {in_band:.0f} % of them."
+        ).format(**numbers, **numbers["score"])
     return f'<div role="status"><p class="lead">{lead}</p><p class="detail">{detail}</p></div>'
 
 
@@ -373,9 +346,8 @@ def hardware() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    parts = [model, f"{cores} cores" if cores > 1 else "1 core", f"{THREADS} thread used"]
-    parts += [f"{package} {version(package)}" for package in ("torch", "onnxruntime")]
-    return " · ".join(parts)
+    versions = [f"{package} {version(package)}" for package in ("torch", "onnxruntime")]
+    return " · ".join([model, f"{cores} core{'s' * (cores > 1)}", f"{THREADS} thread used", *versions])
 
 
 CSS = """
@@ -388,6 +360,7 @@ CSS = """
 #result .detail { line-height: 1.5; margin: 0; max-width: 60rem; }
 #head .machine, #result .detail, .latency .note { color: var(--body-text-color-subdued); }
 .latency .ms { font-size: 1.5rem; font-weight: 700; line-height: 1.2; margin: 0; }
+footer .divider { display: none; }
 .latency .note { font-size: 0.85rem; line-height: 1.4; margin: 0; }
 """
 
@@ -425,19 +398,20 @@ def forecast_tab(page: gr.Blocks) -> None:
     with gr.Row():
         for name, label in (("torch", "Left runtime"), ("onnxruntime", "Right runtime")):
             with gr.Column(min_width=320):
-                with gr.Row(equal_height=True):
-                    choices = [(title, key) for key, title in RUNTIMES.items()]
-                    runtime = gr.Dropdown(choices, value=name, label=label, min_width=150)
-                    latency = gr.HTML(elem_classes="latency", min_width=150, min_height=72)
+                with gr.Row():
+                    with gr.Column(min_width=190):
+                        runtime = gr.Dropdown([*zip(RUNTIMES.values(), RUNTIMES)], value=name, label=label)  # noqa: B905
+                    with gr.Column(min_width=190):
+                        latency = gr.HTML(elem_classes="latency", min_height=72)
                 plot = gr.Plot(show_label=False, container=False, format="png")
                 sides.append((runtime, latency, plot))
     with gr.Accordion("All the numbers", open=False):
         numbers = gr.JSON(label="Result", show_label=False)
 
-    source.change(
-        lambda chosen: (gr.update(visible=chosen == SUNSPOTS), gr.update(visible=chosen == PASTED)),
-        source, [start, text], queue=False, show_progress="hidden", api_visibility="private",
-    )  # fmt: skip
+    def choose(chosen: str) -> tuple[Any, Any]:
+        return gr.update(visible=chosen == SUNSPOTS), gr.update(visible=chosen == PASTED)
+
+    source.change(choose, source, [start, text], queue=False, show_progress="hidden", api_visibility="private")
     (left, *left_outputs), (right, *right_outputs) = sides
     inputs = [source, start, text, cell, horizon, paths, seed, left, right]
     outputs = [result, *left_outputs, *right_outputs, numbers]
@@ -469,8 +443,7 @@ def build() -> gr.Blocks:
 
 def main() -> None:
     """Serve the page, by default at 127.0.0.1:7860; GRADIO_SERVER_NAME and GRADIO_SERVER_PORT change that."""
-    # What takes longest is imported while the page is built, so that it is there when the page is opened.
-    for module in ("torch", "matplotlib.figure"):
+    for module in ("torch", "matplotlib.figure"):  # what takes longest is imported while the page is built
         threading.Thread(target=importlib.import_module, args=(module,), daemon=True).start()
     build().launch(**launch_options())
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from seqexport.checkpoint import Checkpoint, replace_file
+from seqexport.specs import Cell
 from seqexport.verification import Report
 
 
@@ -112,7 +113,7 @@ def _files(report: Report) -> str:
     )
 
 
-def results_table(models: Mapping[str, tuple[Mapping[str, Any], Report]]) -> str:
+def results_table(models: Mapping[Cell, tuple[dict[str, Any], Report]]) -> str:
     """README's table of the shipped models: {cell: (metrics, report)} → Markdown."""
     first = next(iter(models.values()))[0]
     lines = ["| forecast | mean absolute error | 90 % band holds | worst difference to torch |", "|---|---|---|---|"]

@@ -83,7 +83,6 @@ def test_bad_input_is_exit_code_2_and_one_sentence(tmp_path, capsys, arguments):
 
 def test_debug_shows_the_traceback(tmp_path):
     done = seqexport(tmp_path / "none.pt", "--debug")
-    assert done.returncode not in (0, 1) or "Traceback" in done.stderr
     assert "Traceback" in done.stderr
 
 
@@ -146,10 +145,9 @@ def test_verify_has_the_exit_codes_of_export(exported, capsys, tmp_path):
 
 
 def test_help_says_what_there_is_and_needs_no_torch():
-    code = "import sys; from seqexport import cli; cli.main(['--help']); print([m for m in ('torch','onnxruntime','rich','numpy.linalg') if m in sys.modules][:2])"
+    code = "import sys; from seqexport import cli; cli.main(['--help']); print({'torch', 'onnxruntime'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
-    assert "torch" not in done.stdout.splitlines()[-1]
-    assert "onnxruntime" not in done.stdout.splitlines()[-1]
+    assert done.stdout.splitlines()[-1] == "set()"
     for command in ("", "verify", "inspect", "run"):
         done = seqexport(*([command] if command else []), "--help")
         assert done.returncode == 0

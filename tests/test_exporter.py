@@ -116,7 +116,7 @@ class Result:
 
 
 class Tagger(nn.Module):
-    """An embedding, a deep recurrence in both directions, a state that the caller may give, a dataclass for a result."""
+    """An embedding, a deep recurrence in both directions, a state from the caller, a dataclass for a result."""
 
     def __init__(self):
         super().__init__()

@@ -84,10 +84,11 @@ def measure_forecast(folder: Path, paths: int) -> list[str]:
         "torch, oneDNN on (its default)": seqexport.load(checkpoint, pipeline="forecast", onednn=True),
         "torch, oneDNN off": seqexport.load(checkpoint, pipeline="forecast", onednn=False),
     }
-    calls: dict[str, Callable[[], np.ndarray]] = {
-        name: lambda runtime=runtime: runtime.run(feeds)["path"]
-        for name, runtime in pipelines.items()  # type: ignore[misc]
-    }
+
+    def runner(pipeline: Runtime) -> Callable[[], np.ndarray]:
+        return lambda: pipeline.run(feeds)["path"]
+
+    calls = {name: runner(pipeline) for name, pipeline in pipelines.items()}
     if paths == 1:
         step, slow = seqexport.load(exported), seqexport.load(checkpoint)
         calls["onnxruntime, a Python loop with carried state"] = lambda: in_turn(step, history, reread=False)
