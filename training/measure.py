@@ -26,7 +26,6 @@ from training.publish import ROOT, write_block
 
 ROUNDS = 15
 HORIZON = 50
-CONTEXT = 144
 
 
 def taking_turns(calls: Mapping[str, Callable[[], object]], rounds: int = ROUNDS) -> dict[str, float]:
@@ -53,7 +52,7 @@ def in_turn(network: Runtime, history: np.ndarray, reread: bool) -> np.ndarray:
         following = outputs["y"][:, -1:, :1]
         path.append(following)
         if reread:
-            z = np.concatenate([z, following], axis=1)[:, -CONTEXT:]
+            z = np.concatenate([z, following], axis=1)[:, -history.shape[1] :]
         else:
             z = following
             state = {name: outputs[output] for name, output in network.metadata["state_map"].items()}
@@ -72,11 +71,17 @@ def _tensor(array: np.ndarray):  # type: ignore[no-untyped-def]
     return torch.from_numpy(np.asarray(array, np.float32))
 
 
+def sunspots(context: int) -> np.ndarray:
+    """The last values of the shipped series, float32 [1, context]."""
+    values = np.loadtxt(ROOT / "exported" / "sunspots.csv", delimiter=",", skiprows=1, usecols=1, dtype=np.float32)
+    return values[None, -context:]
+
+
 def measure_forecast(folder: Path, paths: int) -> list[str]:
     """Rows of README's table: a forecast by every way there is, whose answers must agree before they are timed."""
     checkpoint, exported = folder / "checkpoint.pt", folder / "checkpoint.onnx"
     rng = np.random.default_rng(0)
-    history = (rng.random((1, CONTEXT)) * 100).astype(np.float32)
+    history = sunspots(seqexport.load(exported).metadata["preprocessing"]["context"])
     noise = rng.standard_normal((1, paths, HORIZON)).astype(np.float32) if paths > 1 else np.zeros((1, 1, HORIZON))
     feeds = {"history": history, "noise": noise}
     pipelines = {

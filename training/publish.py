@@ -2,7 +2,7 @@
 
     python -m training.publish
 
-Fetches the sunspots, trains an RNN, an LSTM and a GRU on them (some five minutes on two cores), exports and verifies
+Fetches the sunspots, trains an RNN, an LSTM and a GRU on them (some two minutes on two idle cores), exports and verifies
 each, writes their reports and model cards, and puts the measured figures into README.md. With --keep-weights the
 checkpoints that are there are exported and described again without training.
 """
