@@ -56,8 +56,8 @@ Mean absolute error ({unit}) of the central path, averaged over the next {metric
 {_table(rows)}
 
 The 50 % band holds {_percent(test["coverage_50"])} of the true values, the 90 % band {_percent(test["coverage_90"])}.
-One training run, seed {metrics["seed"]}; other seeds differ by up to a point or two, so a smaller lead over a baseline or another cell
-means nothing.
+One training run, seed {metrics["seed"]}; other seeds differ by up to a point or two, so a smaller lead
+over a baseline or another cell means nothing.
 
 ## Verification
 {verdict}: {len(report.outcomes)} cases against torch, the worst difference {report.max_abs_error:.1e} (allowed
@@ -76,7 +76,9 @@ means nothing.
 
 ## Use
 ```python
-import numpy, onnxruntime
+import numpy
+import onnxruntime
+
 session = onnxruntime.InferenceSession("checkpoint.forecast.onnx")
 # history: float32 [batch, time], in the data's units. noise: [batch, paths, horizon], zero for the central path
 noise = numpy.zeros((1, 1, {metrics["horizon"]}), numpy.float32)

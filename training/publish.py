@@ -2,9 +2,9 @@
 
     python -m training.publish
 
-Fetches the sunspots, trains an RNN, an LSTM and a GRU on them (some two minutes on two idle cores), exports and verifies
-each, writes their reports and model cards, and puts the measured figures into README.md. With --keep-weights the
-checkpoints that are there are exported and described again without training.
+Fetches the sunspots, trains an RNN, an LSTM and a GRU on them (some two minutes on two idle cores), exports and
+verifies each, writes their reports and model cards, and puts the measured figures into README.md. With --keep-weights
+the checkpoints that are there are exported and described again without training.
 """
 
 from __future__ import annotations
