@@ -91,9 +91,9 @@ def start_years() -> tuple[int, int]:
 def load_runtime(cell: str, name: str, onednn: bool | None = None) -> Runtime:
     """The forecast pipeline of a cell in a runtime, loaded once."""
     file = "checkpoint.pt" if name == "torch" else "checkpoint.onnx"
-    path = next(EXPORTED.glob(f"*{cell.lower()}/{file}"), None)
-    if path is None:
-        raise FileError(f"There is no {file} of an {cell} in {EXPORTED.name}/: run python -m training.publish.")
+    path = EXPORTED / f"sunspots-{cell.lower()}" / file
+    if not path.exists():
+        raise FileError(f"There is no {path.parent.name}/{file} in {EXPORTED.name}/: run python -m training.publish.")
     return seqexport.load(path, runtime=name, pipeline="forecast", threads=THREADS, onednn=onednn)
 
 

@@ -286,3 +286,21 @@ def test_verifying_a_file_again(tmp_path):
     assert not seqexport.verify_files(path, tmp_path / "net.onnx").passed
     with pytest.raises(FileError, match="another checkpoint"):
         seqexport.verify_files(save_forecaster(tmp_path / "other.pt", "lstm", seed=9), tmp_path / "net.onnx")
+
+
+@pytest.mark.parametrize(("beta", "threshold"), [(1, 20), (2, 20), (0.5, 1), (1, 3)])
+def test_softplus_is_lowered_for_every_beta_and_threshold(tmp_path, beta, threshold):
+    class Positive(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn = nn.GRU(2, 8, batch_first=True)
+            self.rise = nn.Softplus(beta, threshold)
+
+        def forward(self, x):
+            return self.rise(self.rnn(x)[0] * 30)
+
+    module = randomised(Positive())
+    assert seqexport.export(module, tmp_path / "net.onnx", inputs={"x": "float32[batch,time,2]"}).passed
+    operators = [node.op_type for node in onnx.load(tmp_path / "net.onnx").graph.node]
+    assert operators.count("Softplus") == 1
+    assert ("Where" in operators) == (threshold < 17)

@@ -8,6 +8,7 @@ Ratios within one run: one thread each, warmed up, taking turns, medians. Run it
 
 from __future__ import annotations
 
+import os
 import platform
 import statistics
 import subprocess
@@ -17,6 +18,7 @@ import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -124,7 +126,7 @@ def measure_export(folder: Path) -> list[str]:
     network = checkpoint.network()
     rows = "float32[{},batch,{}]".format(*checkpoint.spec.state[0].dims[::2])
 
-    class Stateless(torch.nn.Module):
+    class Positional(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.network = network
@@ -132,7 +134,7 @@ def measure_export(folder: Path) -> list[str]:
         def forward(self, x: torch.Tensor, h0: torch.Tensor) -> tuple[torch.Tensor, ...]:
             return self.network(x, h0)
 
-    module = Stateless().eval()
+    module = Positional().eval()
     auto = torch.export.Dim.AUTO
 
     def bare() -> None:
@@ -162,16 +164,26 @@ def measure_export(folder: Path) -> list[str]:
             },
             rounds=5,
         )
-        start = time.perf_counter()
-        command = [sys.executable, "-m", "seqexport", str(folder / "checkpoint.pt"), "-o", str(target)]
-        subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
-        whole = time.perf_counter() - start
     ours = seconds["seqexport.export, with verification"]
-    lines = [
+    return [
         f"| export of a network, warm | {name} | {value:.2f} s | {value / ours:.1f} |"
         for name, value in seconds.items()
     ]
-    return [*lines, f"| network and pipeline, a fresh process | `python -m seqexport` | {whole:.1f} s | |"]
+
+
+def measure_command(folder: Path) -> tuple[str, list[str]]:
+    """What the command prints in a terminal, as README shows it, and its row in the table."""
+    arguments = ["-m", "seqexport", f"{folder.relative_to(ROOT)}/checkpoint.pt", "-o", "gru.onnx"]
+    with tempfile.TemporaryDirectory() as temporary:
+        (Path(temporary) / "exported").symlink_to(ROOT / "exported")
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "120"}
+        start = time.perf_counter()
+        options: dict[str, Any] = {"check": True, "capture_output": True, "text": True}
+        done = subprocess.run([sys.executable, *arguments], cwd=temporary, env=environment, **options)
+        whole = time.perf_counter() - start
+    shown = "\n".join(line.rstrip() for line in done.stdout.splitlines())
+    row = f"| network and pipeline, a fresh process | `python -m seqexport` | {whole:.1f} s | |"
+    return f"```\n$ python {' '.join(arguments)}\n{shown}\n```", [row]
 
 
 def main() -> int:
@@ -179,12 +191,15 @@ def main() -> int:
     folder = ROOT / "exported" / "sunspots-gru"
     try:
         rows = [*measure_forecast(folder, 1), *measure_forecast(folder, 200), *measure_export(folder)]
+        shown, row = measure_command(folder)
+        rows += row
         machine = (
             f"Shipped GRU, one thread, {_processor()}, torch {version('torch')}, onnxruntime {version('onnxruntime')}; "
             "the last column is the time as a multiple of the first row's of its kind."
         )
         table = "\n".join(["| what | by | median | × |", "|---|---|---|---|", *rows, "", machine])
         write_block(ROOT / "README.md", "speed", table)
+        write_block(ROOT / "README.md", "command", shown)
     except seqexport.SeqExportError as error:
         print(f"measure: {error}", file=sys.stderr)
         return error.exit_code
