@@ -103,6 +103,7 @@ def test_the_operator_itself_gives_what_torch_gives(cell):
     torch.library.opcheck(operator.default, (x, *state, list(net._flat_weights), True, 2, True, *more))
 
 
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 def test_packed_sequences_and_projections_are_refused_with_a_sentence(tmp_path):
     class Packs(nn.Module):
         def __init__(self):
