@@ -200,6 +200,12 @@ def _module_parts(module: nn.Module, path: Path, inputs: Mapping[str, str]) -> t
                 f"The model's forward does not take {_listed(specs)} ({type(error).__name__}: {first_line(error)}): "
                 "check the specs against forward's arguments."
             ) from error
+    names = [*(spec.name for spec in specs), *flat.output_names]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise SpecError(f"The model has {twice[0]!r} twice among its inputs and outputs: rename one of them.")
+    if not flat.output_names:
+        raise UnsupportedError("The model returns no tensors, so there is nothing to export.")
     about = {
         "source": type(module).__name__,
         "found": f"{type(module).__name__}, {parameters:,} parameters",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import re
 import warnings
@@ -222,11 +223,24 @@ def _name(model: ir.Model, part: Part) -> None:
         if value.is_graph_input() or value.is_initializer() or any(value is other for other in graph.outputs[:index]):
             value = graph.outputs[index] = _copied(graph, value)
         value.name = name
+    _make_way(graph)
     for value in _values(graph):
         if value.shape is not None:
             value.shape = ir.Shape([_renamed(dim, symbols) for dim in value.shape])
     for value, spec in zip(graph.inputs, part.inputs, strict=True):
         value.shape = ir.Shape(spec.dims)
+
+
+def _make_way(graph: ir.Graph) -> None:
+    """Rename what is inside the graph and bears the name of one of its inputs or outputs."""
+    outside = [*graph.inputs, *graph.outputs]
+    taken = {value.name for value in outside}
+    inside = [*graph.initializers.values(), *_values(graph)]
+    used = taken | {value.name for value in inside}
+    for value in inside:
+        if value.name in taken and not any(value is other for other in outside):
+            value.name = next(name for n in itertools.count() if (name := f"{value.name}_{n}") not in used)
+            used.add(value.name)
 
 
 def _copied(graph: ir.Graph, value: ir.Value) -> ir.Value:

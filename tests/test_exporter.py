@@ -304,3 +304,51 @@ def test_softplus_is_lowered_for_every_beta_and_threshold(tmp_path, beta, thresh
     operators = [node.op_type for node in onnx.load(tmp_path / "net.onnx").graph.node]
     assert operators.count("Softplus") == 1
     assert ("Where" in operators) == (threshold < 17)
+
+
+class Names(nn.Module):
+    """Its results bear the names that the exporter gives to values inside the graph, or `name`."""
+
+    def __init__(self, name):
+        super().__init__()
+        self.gru = nn.GRU(3, 4, 2, batch_first=True)
+        self.name = name
+
+    def forward(self, x, unused):
+        y, h = self.gru(x)
+        return {"transpose": y * 2, "val_3": h, self.name: x, "y": y, "again": y}
+
+
+def test_users_names_come_before_those_inside_the_graph(tmp_path):
+    inputs = {"x": "float32[batch,time,3]", "unused": "float32[batch]"}
+    assert seqexport.export(randomised(Names("transpose_1")), tmp_path / "net.onnx", inputs=inputs).passed
+    graph = onnx.load(tmp_path / "net.onnx").graph
+    assert [value.name for value in graph.output] == ["transpose", "val_3", "transpose_1", "y", "again"]
+    assert [value.name for value in graph.input] == ["x", "unused"]
+    with pytest.raises(SpecError, match="'x' twice"):
+        seqexport.export(randomised(Names("x")), tmp_path / "net.onnx", inputs=inputs)
+
+
+@pytest.mark.parametrize(("returned", "sentence"), [(lambda x: None, "no tensors"), (lambda x: 3, "returns a int")])
+def test_a_model_without_tensors_to_give_is_refused(tmp_path, returned, sentence):
+    class Nothing(nn.Module):
+        def forward(self, x):
+            return returned(x)
+
+    with pytest.raises(UnsupportedError, match=sentence):
+        seqexport.export(Nothing(), tmp_path / "net.onnx", inputs={"x": "float32[batch,time,3]"})
+
+
+def test_fixed_dims_and_whole_number_results(tmp_path):
+    class Decides(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gru = nn.GRU(3, 4)
+
+        def forward(self, x):
+            y, _ = self.gru(x)
+            return y.argmax(-1), y > 0
+
+    report = seqexport.export(randomised(Decides()), tmp_path / "net.onnx", inputs={"x": "float32[6,2,3]"})
+    assert report.passed
+    assert declared(onnx.load(tmp_path / "net.onnx").graph.output) == {"output_0": [6, 2], "output_1": [6, 2, 4]}
