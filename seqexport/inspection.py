@@ -15,7 +15,12 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise FileError(f"There is no file {path}: give a checkpoint or an ONNX file.")
-    return _inspect_checkpoint(path) if is_checkpoint(path) else _inspect_onnx(path)
+    if is_checkpoint(path):
+        return _inspect_checkpoint(path)
+    try:
+        return _inspect_onnx(path)
+    except (UnicodeDecodeError, TypeError) as error:  # protobuf gives names that are no text as bytes, or fails on them
+        raise FileError(f"{path} is a damaged ONNX file: it holds names that are no text; export it again.") from error
 
 
 def _inspect_checkpoint(path: Path) -> dict[str, Any]:

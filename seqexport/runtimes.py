@@ -167,7 +167,7 @@ def _input_spec(value: Any, optional: bool, ranges: Mapping[str, TensorSpec]) ->
 
 def _ranges(metadata: Mapping[str, Any]) -> dict[str, TensorSpec]:
     """The specs that the file's own description of its network gives."""
-    if "network" not in metadata:
+    if not isinstance(metadata.get("network"), dict):
         return {}
     spec = NetworkSpec.from_dict(metadata["network"])
     return {part.name: part for part in (spec.input, *spec.state)}

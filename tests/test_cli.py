@@ -13,7 +13,8 @@ import torch
 from conftest import save_forecaster
 from torch import nn
 
-from seqexport import cli, exporter
+from seqexport import FileError, cli, exporter
+from seqexport.inspection import inspect
 from seqexport.verification import Outcome
 
 ROOT = Path(__file__).parents[1]
@@ -98,6 +99,20 @@ def test_inspect_tells_of_checkpoints_and_onnx_files(exported, capsys):
     assert found["inputs"]["h0"] == "float32[2,batch,16], optional"
     assert cli.main(["inspect", str(exported["lstm"].with_suffix(".onnx"))]) == 0
     assert "float32[batch,time,1]" in capsys.readouterr().out
+
+
+def test_a_damaged_onnx_file_is_shown_or_refused_with_a_sentence(exported, tmp_path):
+    content = exported["gru"].with_suffix(".onnx").read_bytes()
+    path, refused = tmp_path / "damaged.onnx", 0
+    places = [*range(0, 1500, 9), *range(len(content) - 500, len(content), 7)]  # metadata and names; not the weights
+    for place in places:
+        path.write_bytes(content[:place] + b"\xff" + content[place + 1 :])
+        try:
+            inspect(path)
+        except FileError as error:
+            refused += 1
+            assert "ONNX" in str(error)
+    assert 0 < refused < len(places)
 
 
 def test_run_takes_json_files_and_made_arrays(exported, tmp_path, capsys):
