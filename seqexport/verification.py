@@ -19,9 +19,9 @@ from seqexport.errors import ParityError
 from seqexport.runtimes import Runtime
 from seqexport.specs import TensorSpec, dynamic_dims
 
-# float32 rounds at 6e-8. Over the 144 configurations of tests/test_recurrent.py at the sizes below, the worst seen is
-# 5.1e-7 (a deep relu RNN); LSTM and GRU stay under 4.5e-7. The shipped RNN, trained and rolled out, has 1.3e-6. This
-# is ten times the first, so that another processor's order of summation passes.
+# float32 rounds at 6e-8. Over the 192 configurations of tests/test_recurrent.py at the sizes below, the worst seen is
+# 7.3e-7 (a deep relu RNN); LSTM and GRU stay under 4.5e-7. The shipped RNN, trained, has 1.3e-6. This is seven times
+# the first, so that another processor's order of summation passes.
 TOLERANCE = 5e-6
 
 # Sizes of the dynamic dims, in the order in which the inputs name them (batch, time, and what follows, such as paths
