@@ -187,8 +187,7 @@ def _load(path: Path, content: bytes) -> Any:
         what = f" ({named[1]})" if named else ""
         raise CheckpointError(
             f"{path} holds a pickled object{what}, which would run code to be read, and was not executed: save the "
-            'weights with torch.save(model.state_dict(), "weights.pt"), or export the live module with '
-            "seqexport.export(model, path, inputs=…)."
+            f'weights with torch.save(model.state_dict(), "weights.pt"), or {_EXPORT_LIVE}.'
         ) from error
     except Exception as error:  # torch raises many kinds for a damaged file; all mean the same to the user
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
@@ -295,7 +294,7 @@ def infer(path: Path, digest: str, loaded: Mapping[str, Any], choices: Choices) 
     prefix, spec = _infer_recurrence(path, weights)
     names = list(weights)
     first = names.index(f"{prefix}weight_ih_l0")
-    matrices = [name for name in names if name.endswith(".weight") and weights[name].ndim == 2 and f"{name[:-6]}bias"]
+    matrices = [name for name in names if name.endswith(".weight") and weights[name].ndim == 2]
     ours = {
         name: f"rnn.{name[len(prefix) :]}" for name in names if name.startswith(prefix) and _RECURRENT.fullmatch(name)
     }

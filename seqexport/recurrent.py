@@ -28,6 +28,14 @@ State = tuple[Tensor, ...]
 # Source: the equations of torch.nn.LSTM and GRU, and of the ONNX operators LSTM-14 and GRU-14.
 ONNX_GATE_ORDER: dict[Cell, tuple[int, ...]] = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2), "rnn": (0,)}
 
+# torch's names of the recurrent calls, as cell and nonlinearity.
+MODES: dict[str, tuple[Cell, str]] = {
+    "lstm": ("lstm", ""),
+    "gru": ("gru", ""),
+    "rnn_tanh": ("rnn", "tanh"),
+    "rnn_relu": ("rnn", "relu"),
+}
+
 
 @torch.library.custom_op("seqexport::lstm", mutates_args=())
 def lstm(
@@ -84,7 +92,7 @@ def as_function(module: nn.RNNBase) -> Callable[[Tensor, State], tuple[Tensor, S
     """
     weights = [getattr(module, name) for name in module._flat_weights_names]
     options = (module.bias, module.num_layers, module.bidirectional)
-    cell, nonlinearity = _cell_of(module.mode)
+    cell, nonlinearity = MODES[module.mode.lower()]
 
     def run(x: Tensor, state: State) -> tuple[Tensor, State]:
         if torch.compiler.is_exporting():
@@ -96,13 +104,6 @@ def as_function(module: nn.RNNBase) -> Callable[[Tensor, State], tuple[Tensor, S
         return y, tuple(final)
 
     return run
-
-
-def _cell_of(mode: str) -> tuple[Cell, str]:
-    """torch's name of a recurrent call, as cell and nonlinearity: RNN_TANH → rnn, tanh."""
-    cell, _, nonlinearity = mode.lower().partition("_")
-    assert cell in ("rnn", "lstm", "gru"), mode
-    return cell, nonlinearity  # type: ignore[return-value]  # narrowed by the assertion
 
 
 def _call(
@@ -123,8 +124,6 @@ def _call(
 class RecurrentCallsStayWhole(TorchFunctionMode):
     """While active, the calls that nn.RNN, nn.LSTM and nn.GRU make become the operators of this module."""
 
-    _modes = ("lstm", "gru", "rnn_tanh", "rnn_relu")
-
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
         if name == "_pack_padded_sequence":
@@ -132,7 +131,7 @@ class RecurrentCallsStayWhole(TorchFunctionMode):
                 "The model packs its sequences (pack_padded_sequence), which seqexport cannot export yet: "
                 "give the recurrent net the padded tensor."
             )
-        if name not in self._modes or func != getattr(torch._VF, name):
+        if name not in MODES or func != getattr(torch._VF, name):
             return func(*args, **(kwargs or {}))
         return self._recurrent(name, *args)
 
@@ -149,7 +148,7 @@ class RecurrentCallsStayWhole(TorchFunctionMode):
         bidirectional: bool,
         batch_first: bool,
     ) -> State:
-        cell, nonlinearity = _cell_of(name)
+        cell, nonlinearity = MODES[name]
         if len(weights) != layers * (2 if bidirectional else 1) * (4 if bias else 2):
             raise UnsupportedError(
                 "The model has an nn.LSTM with proj_size, which seqexport cannot export yet: use one without."

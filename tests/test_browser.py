@@ -1,7 +1,6 @@
 """The demo in a real browser: what a visitor sees, on a wide and on a narrow screen."""
 
 import gc
-import shutil
 from collections.abc import Iterator
 from urllib.parse import urlparse
 
@@ -25,10 +24,6 @@ IMAGES = "[data-testid=matplotlib] img"
 TWO_FIGURES = f"() => document.querySelectorAll('{IMAGES}').length === 2"
 pytestmark = [
     pytest.mark.browser,
-    pytest.mark.skipif(shutil.which(CHROMIUM) is None, reason=f"there is no {CHROMIUM}"),
-    pytest.mark.skipif(
-        not (demo.EXPORTED / "sunspots.csv").exists(), reason="exported/ is missing: run python -m training.publish"
-    ),
     # Gradio leaves event loops and their sockets to the garbage collector.
     pytest.mark.filterwarnings("ignore:unclosed (event loop|<socket):ResourceWarning"),
 ]

@@ -139,13 +139,30 @@ def test_run_takes_json_files_and_made_arrays(exported, tmp_path, capsys):
         (["history"], "no name"),
         (["history=[[1,2", "noise=zeros[1,1,2]"], "could not be read"),
         (["history=none.npy", "noise=zeros[1,1,2]"], "none.npy could not be read"),
+        (["history={folder}/empty.npy", "noise=zeros[1,1,2]"], "could not be read"),
+        (["history=[[1,2]]", "noise=zeros[1,1,0]"], "nothing along 'horizon'"),
+        (["history=[[1,2]]", "noise=zeros[1,1,2]", "-o", "{folder}/none/out.npz"], "does not exist"),
         (["history=[[1,NaN]]", "noise=zeros[1,1,2]"], "NaN"),
         (["history=[[1,2]]", "noise=normal[1,100000,100000]"], "at most"),
     ],
 )
-def test_run_refuses_bad_values(exported, capsys, values, sentence):
+def test_run_refuses_bad_values(exported, tmp_path, capsys, values, sentence):
+    (tmp_path / "empty.npy").touch()
+    values = [value.replace("{folder}", str(tmp_path)) for value in values]
     assert cli.main(["run", str(exported["gru"].with_suffix(".forecast.onnx")), *values]) == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_a_defect_of_ours_is_a_sentence_and_not_a_failed_verification(tmp_path, monkeypatch, capsys):
+    def broken(*arguments, **options):
+        raise KeyError("surprise")
+
+    monkeypatch.setattr(exporter, "read_checkpoint", broken)
+    path = save_forecaster(tmp_path / "net.pt")
+    assert cli.main([str(path)]) == 2
+    assert "unexpected KeyError" in capsys.readouterr().err
+    with pytest.raises(KeyError):
+        cli.main([str(path), "--debug"])
 
 
 def test_verify_has_the_exit_codes_of_export(exported, capsys, tmp_path):

@@ -6,17 +6,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import gradio as gr
 import numpy as np
 import pytest
 
-gr = pytest.importorskip("gradio")
-import demo  # noqa: E402
-from seqexport.errors import FileError, InputError  # noqa: E402
+import demo
+from seqexport.errors import FileError, InputError
 
 ROOT = Path(demo.__file__).parent
-needs_models = pytest.mark.skipif(
-    not (demo.EXPORTED / "sunspots.csv").exists(), reason="exported/ is missing: run python -m training.publish"
-)
 # Gradio leaves event loops and their sockets to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed (event loop|<socket):ResourceWarning")
 QUESTION = {
@@ -158,7 +155,6 @@ def test_missing_models_are_one_sentence(tmp_path: Path, monkeypatch: pytest.Mon
     )
 
 
-@needs_models
 @pytest.mark.parametrize("cell", demo.CELLS)
 def test_forecast_gives_the_same_in_both_columns(cell: str) -> None:
     lead, left, left_plot, right, right_plot, numbers = demo.forecast(**QUESTION | {"cell": cell})
@@ -178,7 +174,6 @@ def test_forecast_gives_the_same_in_both_columns(cell: str) -> None:
     assert left_plot.axes[0].get_ylim() == right_plot.axes[0].get_ylim()
 
 
-@needs_models
 def test_truth_follows_the_history() -> None:
     months, values = demo.sunspots()
     series = demo.cut_sunspots(1990, 24, 360)
@@ -189,7 +184,6 @@ def test_truth_follows_the_history() -> None:
     assert len(demo.cut_sunspots(demo.start_years()[1], 600, 360).truth) < 600
 
 
-@needs_models
 def test_start_years_lie_in_the_last_fifth() -> None:
     months, _ = demo.sunspots()
     first, last = demo.start_years()
@@ -197,7 +191,6 @@ def test_start_years_lie_in_the_last_fifth() -> None:
     assert months.index(f"{first}-01") >= 0.8 * len(months) > months.index(f"{first - 1}-01")
 
 
-@needs_models
 def test_pasted_values_have_no_truth() -> None:
     text = ", ".join(f"{value:.1f}" for value in SINES)
     lead, *_, numbers = demo.forecast(**QUESTION | {"source": demo.PASTED, "text": text})
@@ -206,19 +199,16 @@ def test_pasted_values_have_no_truth() -> None:
     assert numbers["same"]
 
 
-@needs_models
 @pytest.mark.parametrize("text", ["1 2", "0 0 0 0", "-5 -1000000000 1000000000", "7 " * demo.MAX_VALUES])
 def test_unusual_series_are_answered(text: str) -> None:
     assert demo.forecast(**QUESTION | {"source": demo.PASTED, "text": text})[-1]["same"]
 
 
-@needs_models
 def test_largest_question_is_answered() -> None:
     numbers = demo.forecast(**QUESTION | {"horizon": demo.MAX_HORIZON, "paths": demo.MAX_PATHS})[-1]
     assert len(numbers["right"]["central"]) == demo.MAX_HORIZON
 
 
-@needs_models
 def test_same_runtime_twice_is_no_race() -> None:
     lead, *_, numbers = demo.forecast(**QUESTION | {"right": "torch"})
     assert numbers["speed_up"] is None
@@ -226,7 +216,6 @@ def test_same_runtime_twice_is_no_race() -> None:
     assert "Both columns run torch" in lead
 
 
-@needs_models
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -249,7 +238,6 @@ def test_bad_questions_get_a_sentence(change: dict, sentence: str) -> None:
     assert error.value.message.startswith(sentence)
 
 
-@needs_models
 @pytest.mark.parametrize("runtime", list(demo.RUNTIMES))
 def test_forecast_values(runtime: str) -> None:
     answer = demo.forecast_values(SINES, "lstm", horizon=30, paths=40, seed=5, runtime=runtime)
@@ -260,7 +248,6 @@ def test_forecast_values(runtime: str) -> None:
     assert answer["milliseconds"] > 0
 
 
-@needs_models
 def test_through_a_client() -> None:
     client_module = pytest.importorskip("gradio_client")
     page = demo.build()

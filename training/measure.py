@@ -8,6 +8,9 @@ Ratios within one run: one thread each, warmed up, taking turns, medians. Run it
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
 import os
 import platform
 import statistics
@@ -15,14 +18,17 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 import seqexport
+from seqexport.pipelines import Scaling
 from seqexport.runtimes import Runtime
 from training.publish import ROOT, write_block
 
@@ -45,8 +51,8 @@ def taking_turns(calls: Mapping[str, Callable[[], object]], rounds: int = ROUNDS
 
 def in_turn(network: Runtime, history: np.ndarray, reread: bool) -> np.ndarray:
     """The central path by a Python loop over the network: with carried state, or reading all values again each step."""
-    scaling = _scaling(network)
-    z = scaling.apply(_tensor(history)).numpy()[..., None]
+    scaling = Scaling.from_dict(network.metadata["preprocessing"]["scaling"])
+    z = scaling.apply(torch.from_numpy(history)).numpy()[..., None]
     state: dict[str, np.ndarray] = {}
     path = []
     for _ in range(HORIZON):
@@ -58,19 +64,7 @@ def in_turn(network: Runtime, history: np.ndarray, reread: bool) -> np.ndarray:
         else:
             z = following
             state = {name: outputs[output] for name, output in network.metadata["state_map"].items()}
-    return scaling.undo(_tensor(np.concatenate(path, axis=1)[..., 0])).numpy()
-
-
-def _scaling(runtime: Runtime):  # type: ignore[no-untyped-def]  # its type would import torch at the top
-    from seqexport.pipelines import Scaling
-
-    return Scaling.from_dict(runtime.metadata["preprocessing"]["scaling"])
-
-
-def _tensor(array: np.ndarray):  # type: ignore[no-untyped-def]
-    import torch
-
-    return torch.from_numpy(np.asarray(array, np.float32))
+    return scaling.undo(torch.from_numpy(np.concatenate(path, axis=1)[..., 0])).numpy()
 
 
 def sunspots(context: int) -> np.ndarray:
@@ -115,13 +109,6 @@ def measure_forecast(folder: Path, paths: int) -> list[str]:
 
 def measure_export(folder: Path) -> list[str]:
     """Rows of README's table: seqexport with its verification beside bare torch.onnx, on the same net, both warm."""
-    import contextlib
-    import io
-    import logging
-    import warnings
-
-    import torch
-
     checkpoint = seqexport.read_checkpoint(folder / "checkpoint.pt")
     network = checkpoint.network()
     rows = "float32[{},batch,{}]".format(*checkpoint.spec.state[0].dims[::2])
@@ -144,14 +131,16 @@ def measure_export(folder: Path) -> list[str]:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             logging.disable(logging.CRITICAL)
-            torch.onnx.export(
+            program = torch.onnx.export(
                 module,
                 (torch.randn(3, 5, 1), torch.zeros(checkpoint.spec.layers, 3, checkpoint.spec.hidden_size)),
                 dynamo=True,
                 dynamic_shapes={"x": {0: auto, 1: auto}, "h0": {1: auto}},
                 verbose=False,
-            ).save(target)  # type: ignore[union-attr]
+            )
             logging.disable(logging.NOTSET)
+        assert program is not None
+        program.save(target)
 
     with tempfile.TemporaryDirectory() as temporary:
         target = Path(temporary) / "net.onnx"

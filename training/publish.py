@@ -10,6 +10,7 @@ the checkpoints that are there are exported and described again without training
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import io
 import json
@@ -79,13 +80,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--keep-weights", action="store_true", help="export and describe again without training")
     options = parser.parse_args(arguments)
     try:
-        (ROOT / "exported").mkdir(exist_ok=True)
-        write_series(ROOT / "exported" / "sunspots.csv")
-        # Paths relative to the project's root go into the reports.
-        folders = {cell: Path("exported") / f"sunspots-{cell}" for cell in CELLS}
-        models = {cell: publish(folder, cell, options.keep_weights) for cell, folder in folders.items()}
-        table = results_table(models)
-        write_block(ROOT / "README.md", "models", table)
+        with contextlib.chdir(ROOT):  # so that the paths in the reports are relative to the project
+            exported = Path("exported")
+            exported.mkdir(exist_ok=True)
+            write_series(exported / "sunspots.csv")
+            models = {cell: publish(exported / f"sunspots-{cell}", cell, options.keep_weights) for cell in CELLS}
+            table = results_table(models)
+            write_block(Path("README.md"), "models", table)
     except SeqExportError as error:
         print(f"publish: {error}", file=sys.stderr)
         return error.exit_code
