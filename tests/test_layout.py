@@ -13,6 +13,7 @@ ORDER = (
     "__init__",
     "errors",
     "specs",
+    "text",
     "recurrent",
     "networks",
     "pipelines",
