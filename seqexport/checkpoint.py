@@ -24,13 +24,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from seqexport.errors import CheckpointError, FileError, SpecError, UnsupportedError
+from seqexport.errors import CheckpointError, FileError, InputError, SpecError, UnsupportedError
 from seqexport.networks import Network
-from seqexport.pipelines import Forecast, Scaling
-from seqexport.specs import GATES, Cell, NetworkSpec, Pooling
+from seqexport.pipelines import Pipeline, make_pipeline
+from seqexport.specs import GATES, PIPELINES, Cell, NetworkSpec, Pooling
 
 FORMAT = "seqexport/1"
-TASKS = ("forecast",)
 _EXPORT_LIVE = "export the live module with seqexport.export(model, path, inputs=…)"
 
 
@@ -70,12 +69,12 @@ class Checkpoint:
         network.load_state_dict(weights, assign=True)
         return network.eval().requires_grad_(False)
 
-    def pipeline(self, name: str) -> Forecast:
+    def pipeline(self, name: str) -> Pipeline:
         """The pipeline `name` in evaluation mode. Raises UnsupportedError if the checkpoint has no such pipeline."""
         if name != self.task:
             there = f"its pipeline is {self.task!r}" if self.task else "it holds a network only"
             raise UnsupportedError(f"{self.path} has no pipeline {name!r}: {there}.")
-        return Forecast(self.network(), Scaling.from_dict(self.preprocessing["scaling"])).eval()
+        return make_pipeline(name, self.network(), self.preprocessing).eval()
 
 
 def write_checkpoint(
@@ -223,8 +222,8 @@ def _read_own(path: Path, digest: str, content: Mapping[str, Any]) -> Checkpoint
     missing = [name for name in ("task", "network", "preprocessing", "state_dict") if name not in content]
     if missing:
         raise CheckpointError(f"{path} lacks {', '.join(missing)}: save it again with seqexport.")
-    if content["task"] not in TASKS:
-        raise CheckpointError(f"{path} is for the task {content['task']!r}; expected {', '.join(TASKS)}.")
+    if content["task"] not in PIPELINES:
+        raise CheckpointError(f"{path} is for the task {content['task']!r}; expected {', '.join(PIPELINES)}.")
     try:
         spec = NetworkSpec.from_dict(content["network"])
         weights = _checked_weights(path, content["state_dict"])
@@ -241,7 +240,7 @@ def _read_own(path: Path, digest: str, content: Mapping[str, Any]) -> Checkpoint
             content.get("versions", {}),
         )
         checkpoint.pipeline(content["task"])
-    except (SpecError, UnsupportedError, KeyError, TypeError) as error:
+    except (SpecError, UnsupportedError, InputError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} contradicts itself: {error}") from error
     return checkpoint
 

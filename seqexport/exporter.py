@@ -8,7 +8,8 @@ import os
 import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import is_dataclass
+from dataclasses import is_dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -22,9 +23,21 @@ from seqexport import __version__
 from seqexport.checkpoint import Checkpoint, Choices, read_checkpoint, write_beside
 from seqexport.errors import FileError, SeqExportError, SpecError, UnsupportedError
 from seqexport.graphs import DEFAULT_OPSET, OPSETS, Part, build_graph, example, first_line
+from seqexport.pipelines import Forecast, Generate, Pipeline
 from seqexport.runtimes import OnnxRuntime, TorchRuntime, checkpoint_metadata, onnx_metadata, pipeline_path
-from seqexport.specs import InputSpec, TensorSpec, parse_input
-from seqexport.verification import TOLERANCE, Case, Outcome, Report, Subject, WrittenFile, plan, require, verify
+from seqexport.specs import InputSpec, NetworkSpec, TensorSpec, parse_input
+from seqexport.verification import (
+    TOLERANCE,
+    Case,
+    Decision,
+    Outcome,
+    Report,
+    Subject,
+    WrittenFile,
+    plan,
+    require,
+    verify,
+)
 
 State = Literal["optional", "explicit", "none"]
 
@@ -103,14 +116,13 @@ def _refuse_to_overwrite(source: Path, parts: Sequence[Part]) -> None:
 def _checkpoint_parts(checkpoint: Checkpoint, path: Path, state: State) -> tuple[list[Part], dict[str, Any]]:
     spec, network = checkpoint.spec, checkpoint.network()
     metadata = checkpoint_metadata(checkpoint)
-    states = _states(spec.state, state)
     state_map = spec.state_map if state != "none" else {}
     if not state_map:
         metadata.pop("state_map")
     causal = not spec.bidirectional
     subject = Subject(
         "network",
-        (spec.input, *states),
+        _stated((spec.input, *spec.state), spec, state),
         state_map,
         chunked=spec.input.name if causal else None,
         per_step={"y": spec.input.dims.index("time")} if spec.pooling == "every" else {},
@@ -119,12 +131,7 @@ def _checkpoint_parts(checkpoint: Checkpoint, path: Path, state: State) -> tuple
     parts = [Part(subject, network, spec.output_names, path, metadata | {"part": "network"})]
     if checkpoint.task:
         pipeline = checkpoint.pipeline(checkpoint.task)
-        fixed = tuple(part for part in pipeline.inputs if part.name not in spec.state_map)
-
-        def in_units(z: np.ndarray) -> np.ndarray:
-            return pipeline.scaling.undo(torch.from_numpy(z)).numpy()
-
-        subject = Subject(pipeline.name, (*fixed, *states), state_map, chunked="history", prepare={"history": in_units})
+        subject = _pipeline_subject(pipeline, _stated(pipeline.inputs, spec, state), state_map)
         target = pipeline_path(path, pipeline.name)
         parts.append(Part(subject, pipeline, pipeline.output_names, target, metadata | {"part": pipeline.name}))
     found = f"{checkpoint.task}: {spec}" if checkpoint.task else str(spec)
@@ -136,10 +143,74 @@ def _checkpoint_parts(checkpoint: Checkpoint, path: Path, state: State) -> tuple
     }
 
 
-def _states(specs: Sequence[TensorSpec], state: State) -> tuple[TensorSpec, ...]:
+def _stated(inputs: Sequence[TensorSpec], spec: NetworkSpec, state: State) -> tuple[TensorSpec, ...]:
+    """The inputs as `state` asks for them: without the state, or with nothing optional for runtimes that know no such
+    inputs."""
     if state == "none":
-        return ()
-    return tuple(TensorSpec(spec.name, spec.dtype, spec.dims, optional=state == "optional") for spec in specs)
+        return tuple(part for part in inputs if part.name not in spec.state_map)
+    return tuple(replace(part, optional=part.optional and state == "optional") for part in inputs)
+
+
+def _pipeline_subject(pipeline: Pipeline, inputs: tuple[TensorSpec, ...], state_map: Mapping[str, str]) -> Subject:
+    """How a pipeline's graph is fed and what is decided by its outputs."""
+    if isinstance(pipeline, Forecast):
+        scaling = pipeline.scaling
+
+        def in_units(z: np.ndarray) -> np.ndarray:
+            return scaling.undo(torch.from_numpy(z)).numpy()
+
+        return Subject(pipeline.name, inputs, state_map, chunked="history", prepare={"history": in_units})
+    if isinstance(pipeline, Generate):
+        return Subject(
+            pipeline.name,
+            inputs,
+            state_map,
+            chunked="uniforms",
+            along="steps",
+            carried={"prompt": lambda outputs: outputs["tokens"][:, -1:]},
+            per_step={"tokens": 1},
+            settings=SAMPLING if all(part.name != "temperature" or part.optional for part in inputs) else SAMPLING[-1:],
+            decisions=(Decision("tokens", "token", lambda tokens: tokens, partial(_token_margin, pipeline), True),),
+        )
+    labels = [
+        Decision(name, "label", lambda probabilities: probabilities.argmax(-1), partial(_label_margin, name))
+        for name in pipeline.output_names
+    ]
+    return Subject(pipeline.name, inputs, decisions=tuple(labels))
+
+
+# What a generator is asked for in turn: its defaults, each way of choosing alone, and all together.
+SAMPLING: tuple[Mapping[str, float], ...] = (
+    {},
+    {"temperature": 0.7},
+    {"top_k": 5},
+    {"top_p": 0.8},
+    {"temperature": 1.3, "top_k": 7, "top_p": 0.9},
+)
+
+
+def _label_margin(
+    name: str, feeds: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray], place: tuple[int, ...]
+) -> float:
+    """How far the first class is ahead of the second."""
+    first, second = np.sort(expected[name][place])[: -3 if expected[name].shape[-1] > 2 else None : -1][:2]
+    return float(first - second)
+
+
+def _token_margin(
+    pipeline: Generate, feeds: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray], place: tuple[int, ...]
+) -> float:
+    row, step = place
+    read = np.concatenate([feeds["prompt"][row], expected["tokens"][row, :step]])
+    sizes = {"batch": len(feeds["prompt"])}
+    values = {spec.name: feeds.get(spec.name) for spec in pipeline.inputs[2:]}
+    settings = [
+        torch.tensor(spec.filled(sizes) if values[spec.name] is None else values[spec.name])
+        for spec in pipeline.inputs[2:]
+    ]
+    state = [part[:, row : row + 1] for part in settings[3:]]
+    u = torch.tensor(feeds["uniforms"][row, step])
+    return pipeline.margin(torch.tensor(read)[None], u, *settings[:3], *state)
 
 
 class _Flat(nn.Module):

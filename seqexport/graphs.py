@@ -267,8 +267,16 @@ def _renamed(dim: int | ir.SymbolicDim, symbols: Mapping[str, str]) -> int | str
 
 
 def _give_default(graph: ir.Graph, spec: TensorSpec) -> None:
-    """Make a state optional: an initializer of zeros with batch 1, expanded to the batch of the first input."""
+    """Make an input optional: an initializer with its default, which for a state has a batch of 1 and is expanded to
+    the batch of the first input."""
     value = next(value for value in graph.inputs if value.name == spec.name)
+    if "batch" in spec.dims:
+        _expand_to_batch(graph, value, spec)
+    value.const_value = ir.tensor(spec.filled({"batch": 1}), name=spec.name)
+    graph.initializers[spec.name] = value
+
+
+def _expand_to_batch(graph: ir.Graph, value: ir.Value, spec: TensorSpec) -> None:
     leading = graph.inputs[0]
     assert leading.shape is not None and value.shape is not None
     axis = [dim.value if isinstance(dim, ir.SymbolicDim) else dim for dim in leading.shape].index("batch")
@@ -288,5 +296,3 @@ def _give_default(graph: ir.Graph, spec: TensorSpec) -> None:
     graph.insert_before(graph[0], [batch, target, expanded])
     for node, name in ((batch, "batch"), (target, "shape"), (expanded, "expanded")):
         node.outputs[0].name = f"{spec.name}_{name}"
-    value.const_value = ir.tensor(np.zeros(spec.shape({"batch": 1}), np.float32), name=spec.name)
-    graph.initializers[spec.name] = value

@@ -46,20 +46,21 @@ class Network(nn.Module):
         zero = next(self.rnn.parameters()).new_zeros(rows, batch, self.spec.hidden_size)
         return tuple(zero for _ in self.spec.state)
 
-    def as_function(self) -> Callable[[Tensor, State], tuple[Tensor, State]]:
-        """The network on time-major input as a function of tensors, head on every step, for the body of a loop:
-        x (T, B, features) or tokens (T, B), state → y (T, B, outputs), state."""
+    def as_functions(self) -> tuple[Callable[..., tuple[Tensor, State]], Callable[[Tensor], Tensor]]:
+        """The network as two functions of tensors, for the body of a loop: the recurrence, on time-major input
+        x (T, B, features) or tokens (T, B), state, lengths (B) or None → y (T, B, D*H), state; and the head, y → its
+        outputs at any number of steps."""
         run = recurrent.as_function(self.rnn)
         table = None if self.embedding is None else self.embedding.weight
         head = None if self.head is None else (self.head.weight, self.head.bias)
 
-        def call(x: Tensor, state: State) -> tuple[Tensor, State]:
-            if table is not None:
-                x = nn.functional.embedding(x, table)
-            y, state = run(x, state)
-            return (y if head is None else nn.functional.linear(y, *head)), state
+        def read(x: Tensor, state: State, lengths: Tensor | None = None) -> tuple[Tensor, State]:
+            return run(x if table is None else nn.functional.embedding(x, table), state, lengths)
 
-        return call
+        def answer(y: Tensor) -> Tensor:
+            return y if head is None else nn.functional.linear(y, *head)
+
+        return read, answer
 
 
 def _recurrence(spec: NetworkSpec, dropout: float) -> nn.RNNBase:

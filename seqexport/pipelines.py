@@ -1,7 +1,8 @@
 """Raw in, answer out: each pipeline is written once, in torch, its loop included.
 
 The torch runtime runs these modules; every other runtime runs their export, in which the loop is an ONNX Scan.
-Randomness and state are inputs, so that all runtimes draw the same paths.
+Randomness and state are inputs, so that all runtimes draw the same paths and write the same text. What each takes and
+gives is in seqexport.specs.
 """
 
 from __future__ import annotations
@@ -18,23 +19,34 @@ from torch._higher_order_ops.scan import scan as torch_scan
 from seqexport.errors import SpecError, UnsupportedError
 from seqexport.networks import Network
 from seqexport.recurrent import State
-from seqexport.specs import NetworkSpec, TensorSpec
+from seqexport.specs import NetworkSpec, TensorSpec, pipeline_inputs, pipeline_outputs
+from seqexport.text import Vocabulary
 
 Carry = list[Tensor]
 
 
-def scan(step: Callable[[Carry, Tensor], tuple[Carry, Tensor]], carry: Carry, xs: Tensor) -> Tensor:
-    """Call `step(carry, x) → (carry, y)` for every x of xs (N, …), and return the ys stacked (N, …).
+def scan(step: Callable[[Carry, Tensor], tuple[Carry, Tensor]], carry: Carry, xs: Tensor) -> tuple[Carry, Tensor]:
+    """Call `step(carry, x) → (carry, y)` for every x of xs (N, …); the last carry, and the ys stacked (N, …).
 
     While exporting it is torch's scan, which becomes an ONNX Scan; otherwise a plain loop.
     """
     if torch.compiler.is_exporting():
-        return torch_scan(step, carry, xs)[1]
+        return torch_scan(step, carry, xs)
     ys = []
     for x in xs:
         carry, y = step(carry, x)
         ys.append(y)
-    return torch.stack(ys)
+    return carry, torch.stack(ys)
+
+
+def choose(condition: Tensor, first: Callable[..., Any], second: Callable[..., Any], operands: tuple[Any, ...]) -> Any:
+    """first(*operands) where the condition () holds, otherwise second(*operands), of which only the one is computed.
+
+    While exporting it is torch's cond, which becomes an ONNX If.
+    """
+    if torch.compiler.is_exporting():
+        return torch.cond(condition, first, second, operands)
+    return first(*operands) if condition else second(*operands)
 
 
 @dataclass(frozen=True)
@@ -87,7 +99,27 @@ class Scaling:
         return values.clamp(min=0.0).square() if self.transform == "root" else values
 
 
-class Forecast(nn.Module):
+class Pipeline(nn.Module):
+    """A network with what goes before and after it, as a module of flat tensors."""
+
+    name: str
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """What forward takes, in its order."""
+        return pipeline_inputs(self.name, self.network.spec)
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """What forward gives, in its order."""
+        return pipeline_outputs(self.name, self.network.spec)
+
+
+class Forecast(Pipeline):
     """Roll a series on: history and noise in, paths out, all in the series' own units.
 
     At each step the network gives the distribution of the next scaled value, a normal one with a mean and a spread;
@@ -96,46 +128,190 @@ class Forecast(nn.Module):
     """
 
     name = "forecast"
-    output_name = "path"
 
     def __init__(self, network: Network, scaling: Scaling) -> None:
-        super().__init__()
+        super().__init__(network)
         check_forecaster(network.spec)
-        self.network = network
         self.scaling = scaling
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        """`history`, `noise`, and the state before the history."""
-        history = TensorSpec("history", "float32", ("batch", "time"))
-        noise = TensorSpec("noise", "float32", ("batch", "paths", "horizon"))
-        return history, noise, *self.network.spec.state
-
-    @property
-    def output_names(self) -> tuple[str, ...]:
-        """`path`, then the state after the history."""
-        return self.output_name, *self.network.spec.state_map.values()
 
     def forward(self, history: Tensor, noise: Tensor, *state: Tensor) -> State:
         """history (B, T), noise (B, P, N), state (L, B, H) or none for zero → path (B, P, N), and the state after the
         history was read, from which a longer history can be gone on with."""
         batch, paths, horizon = noise.shape
-        run = self.network.as_function()
+        read, answer = self.network.as_functions()
         scaled = self.scaling.apply(history).transpose(0, 1).unsqueeze(-1)  # (T, B, 1)
-        y, after = run(scaled, state or self.network.zero_state(history.shape[0]))
+        y, after = read(scaled, state or self.network.zero_state(history.shape[0]))
         # The history is read once; from here on every path is a row of its own, with its copy of the state.
-        first = _per_path(y[-1:], paths)[0]  # (B*P, 2)
+        first = _per_path(answer(y[-1:]), paths)[0]  # (B*P, 2)
         carry = [first, *(_per_path(part, paths) for part in after)]
 
         def step(carry: Carry, noise: Tensor) -> tuple[Carry, Tensor]:
             mean, spread = distribution(carry[0])
             z = mean + spread * noise  # (B*P,)
-            y, state = run(z[None, :, None], tuple(carry[1:]))
-            return [y[0], *state], z.clone()
+            y, state = read(z[None, :, None], tuple(carry[1:]))
+            return [answer(y[0]), *state], z.clone()
 
-        z = scan(step, carry, noise.permute(2, 0, 1).reshape(horizon, batch * paths))  # (N, B*P)
+        _, z = scan(step, carry, noise.permute(2, 0, 1).reshape(horizon, batch * paths))  # (N, B*P)
         path = self.scaling.undo(z).reshape(horizon, batch, paths).permute(1, 2, 0)
         return path, *after
+
+
+class Classify(Pipeline):
+    """Tokens and lengths in, the probabilities of the classes out; what stands after a text's end changes nothing."""
+
+    name = "classify"
+
+    def __init__(self, network: Network) -> None:
+        super().__init__(network)
+        check_classifier(network.spec)
+
+    def forward(self, tokens: Tensor, lengths: Tensor) -> State:
+        """tokens (B, T), lengths (B) → probabilities (B, C), and, of a one-directional net, those after each step
+        (B, T, C): what the answer would be if the text ended there, the last one repeated after its end."""
+        if self.network.spec.bidirectional:
+            return (torch.softmax(self.logits(tokens, lengths), -1),)
+        read, answer = self.network.as_functions()
+        y, _ = read(tokens.transpose(0, 1), self.network.zero_state(tokens.shape[0]))  # (T, B, H)
+        steps = torch.arange(tokens.shape[1]).unsqueeze(1)  # (T, 1)
+        if self.network.spec.pooling == "mean":
+            # The head is linear: the mean of its answers is its answer to the mean, at far fewer sums.
+            logits = answer(y).cumsum(0) / (steps + 1).unsqueeze(2)
+        elif self.network.spec.pooling == "max":
+            logits = answer(scan(_running_maximum, [y[0]], y)[1])
+        else:
+            logits = answer(y)
+        last = torch.minimum(steps, lengths - 1).unsqueeze(2)  # (T, B, 1)
+        running = torch.softmax(logits, -1).gather(0, last.expand(-1, -1, logits.shape[2]))  # (T, B, C)
+        return running[-1], running.transpose(0, 1)
+
+    def logits(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """tokens (B, T), lengths (B) → the head's answers to the whole texts (B, C), with dropout while training."""
+        read, answer = self.network.as_functions()
+        rows = lengths if self.network.spec.bidirectional else None  # reading forward, no step sees what follows it
+        y, _ = read(tokens.transpose(0, 1), self.network.zero_state(tokens.shape[0]), rows)  # (T, B, H)
+        steps = torch.arange(tokens.shape[1], device=tokens.device).unsqueeze(1)
+        inside = (steps < lengths).unsqueeze(2)  # (T, B, 1)
+        if self.network.spec.pooling == "mean":
+            pooled = (y * inside).sum(0) / lengths.unsqueeze(1)
+        elif self.network.spec.pooling == "max":
+            pooled = y.masked_fill(~inside, -torch.inf).amax(0)
+        else:
+            pooled = y.gather(0, (lengths - 1)[None, :, None].expand(-1, -1, y.shape[2]))[0]
+        return answer(self.network.dropout(pooled))  # (B, C)
+
+
+# The largest float32 below 1: numpy's float64 uniforms reach 1 when they are rounded to float32.
+BELOW_ONE = 1 - 2**-24
+# Stands for a temperature of 0, at which only the likeliest token is left.
+COLDEST = 1e-6
+
+
+class Generate(Pipeline):
+    """Write a text on: a prompt and a uniform number for each step in, tokens out.
+
+    At each step the last token is read, and the step's number u picks the next: the first one at which the cumulative
+    distribution exceeds u (the inverse transform). Before that, top_k keeps the k likeliest tokens (0: all), and of
+    these top_p keeps the likeliest that together have that share (1: all). A temperature of 0 picks the likeliest.
+    """
+
+    name = "generate"
+
+    def __init__(self, network: Network) -> None:
+        super().__init__(network)
+        check_generator(network.spec)
+
+    def forward(
+        self, prompt: Tensor, uniforms: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, *state: Tensor
+    ) -> State:
+        """prompt (B, T), uniforms (B, N), temperature (), top_k (), top_p (), state (L, B, H) or none for zero →
+        tokens (B, N), and the state before the last of them is read: go on with it and tokens[:, -1:] as prompt."""
+        read, answer = self.network.as_functions()
+        before = self._before_last(prompt, state or self.network.zero_state(prompt.shape[0]))
+        size = self.network.spec.vocabulary or 0
+        sharpness = 1 / temperature.clamp(min=COLDEST)
+        count = torch.where(top_k > 0, top_k.clamp(max=size), size)
+        filtered = (top_k > 0) | (top_p < 1)
+
+        def step(carry: Carry, u: Tensor) -> tuple[Carry, Tensor]:
+            y, state = read(carry[0], tuple(carry[1:]))
+            p = torch.softmax(answer(y[0]) * sharpness, -1)  # (B, V)
+            cumulative = choose(filtered, _cumulative_of_likeliest, _cumulative, (p, count, top_p))
+            token = (cumulative <= u).sum(-1).clamp(max=size - 1)  # (B,)
+            return [token.unsqueeze(0), *state], token.clone()
+
+        last = prompt[:, -1].clone(memory_format=torch.contiguous_format)  # what a scan carries keeps its layout
+        us = uniforms.clamp(0.0, BELOW_ONE).transpose(0, 1).unsqueeze(2)  # (N, B, 1)
+        (_, *after), tokens = scan(step, [last.unsqueeze(0), *before], us)
+        return tokens.transpose(0, 1), *after
+
+    def _before_last(self, prompt: Tensor, state: State) -> State:
+        """The state before the prompt's last token is read. A prompt of one token leaves nothing to read, which no
+        recurrent operator can do, so there the state is passed on."""
+        read, _ = self.network.as_functions()
+
+        def read_all_but_last(prompt: Tensor, *state: Tensor) -> State:
+            return read(prompt[:, :-1].transpose(0, 1), state)[1]
+
+        def pass_on(prompt: Tensor, *state: Tensor) -> State:
+            return tuple(part.clone() for part in state)
+
+        # The number of tokens as a tensor, since torch.export would take a comparison of sizes for settled.
+        several = torch.ones_like(prompt[0]).sum() > 1
+        return tuple(choose(several, read_all_but_last, pass_on, (prompt, *state)))
+
+    @torch.no_grad()
+    def margin(
+        self,
+        tokens: Tensor,
+        u: Tensor,
+        temperature: Tensor,
+        top_k: Tensor,
+        top_p: Tensor,
+        *state: Tensor,
+    ) -> float:
+        """By how much the choice after `tokens` (1, T) was decided: the change of a probability, or of u (), from
+        which on another token would be picked. At a low temperature a change of the logits moves probabilities by
+        more, so it is given times the temperature."""
+        read, answer = self.network.as_functions()
+        y, _ = read(tokens.transpose(0, 1), state or self.network.zero_state(1))
+        temperature = temperature.double().clamp(min=COLDEST)
+        p = torch.softmax(answer(y[-1, 0]).double() / temperature, -1)  # (V,)
+        ordered, size = p.sort(descending=True).values, len(p)
+        count = min(int(top_k), size) or size
+        gaps = [ordered[count - 1] - ordered[count]] if count < size else []
+        if top_p < 1:
+            shares = ordered[:count].cumsum(0) / ordered[:count].sum()
+            gaps.append((shares - top_p).abs().min())
+        filtered = count < size or bool(top_p < 1)
+        count_, top_p_ = torch.tensor(count), top_p.double()
+        cumulative = _cumulative_of_likeliest(p, count_, top_p_) if filtered else _cumulative(p, count_, top_p_)
+        gaps.append((cumulative[:-1] - u.double()).abs().min())
+        return float(torch.stack(gaps).min() * temperature.clamp(max=1))
+
+
+def _cumulative(p: Tensor, count: Tensor, top_p: Tensor) -> Tensor:
+    """p (…, V) → its cumulative distribution."""
+    return p.cumsum(-1)
+
+
+def _cumulative_of_likeliest(p: Tensor, count: Tensor, top_p: Tensor) -> Tensor:
+    """p (…, V) → the cumulative distribution of the tokens that top-k and top-p leave; equals of the last one stay.
+
+    Exactly 1 from the last of them on, so that no u below 1 picks a token beyond it.
+    """
+    ordered = p.sort(dim=-1, descending=True).values
+    within = torch.where(torch.arange(p.shape[-1]) < count, ordered, 0.0)
+    shares = within.cumsum(-1)
+    # The first stays always; another one as long as those before it have less than the share asked for.
+    stays = (shares - within < top_p * shares[..., -1:]) & (within > 0)
+    least = torch.where(stays, ordered, ordered[..., :1]).amin(-1, keepdim=True)
+    cumulative = torch.where(p >= least, p, 0.0).cumsum(-1)
+    return cumulative / cumulative[..., -1:]
+
+
+def _running_maximum(carry: Carry, y: Tensor) -> tuple[Carry, Tensor]:
+    highest = torch.maximum(carry[0], y)
+    return [highest], highest.clone()
 
 
 def distribution(y: Tensor) -> tuple[Tensor, Tensor]:
@@ -153,6 +329,40 @@ def check_forecaster(spec: NetworkSpec) -> None:
             "A forecast needs a one-directional net from 1 number to 2 (mean and spread) at every step; "
             f"this is {spec}."
         )
+
+
+def check_classifier(spec: NetworkSpec) -> None:
+    """Raise UnsupportedError unless a network of this description can tell classes of texts."""
+    if spec.vocabulary is None or spec.outputs is None or spec.pooling == "every" or spec.time_major:
+        raise UnsupportedError(
+            f"A classifier needs a net with a vocabulary and a head that pools the steps, batch first; this is {spec}."
+        )
+
+
+def check_generator(spec: NetworkSpec) -> None:
+    """Raise UnsupportedError unless a network of this description can write a text on."""
+    fits = spec.vocabulary is not None and spec.outputs == spec.vocabulary and spec.pooling == "every"
+    if not fits or spec.bidirectional or spec.time_major:
+        raise UnsupportedError(
+            "A generator needs a one-directional net from a vocabulary to itself at every step, batch first; "
+            f"this is {spec}."
+        )
+
+
+def make_pipeline(name: str, network: Network, preprocessing: Mapping[str, Any]) -> Pipeline:
+    """The pipeline `name` of a checkpoint's network. Raises SpecError, UnsupportedError, KeyError or TypeError where
+    network and preprocessing do not fit it."""
+    if name == "forecast":
+        return Forecast(network, Scaling.from_dict(preprocessing["scaling"]))
+    size = len(Vocabulary.from_dict(preprocessing["vocabulary"]))
+    if size != network.spec.vocabulary:
+        raise SpecError(f"The vocabulary has {size} tokens, but the network's embedding {network.spec.vocabulary}.")
+    if name == "generate":
+        return Generate(network)
+    labels = preprocessing["labels"]
+    if len(labels) != network.spec.outputs or not all(isinstance(label, str) for label in labels):
+        raise SpecError(f"The labels are {labels!r:.80}; expected {network.spec.outputs} names, one a class.")
+    return Classify(network)
 
 
 def _per_path(rows: Tensor, paths: int) -> Tensor:

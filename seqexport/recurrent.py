@@ -6,17 +6,20 @@ fast kernel for.
 
 Shapes: time T, batch B, features F, hidden size H, layers L, directions D. Everything here is time-major, as ONNX is.
 Weights come flat, in torch's order: for each layer, for each direction, W_ih (G*H, F or D*H), W_hh (G*H, H) and, with
-bias, b_ih and b_hh (G*H), where G is the number of gates.
+bias, b_ih and b_hh (G*H), where G is the number of gates. `lengths` (B), where given, are the steps of each row that
+count: beyond them y is zero, the final state is the one after them, and the reverse direction starts from there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
+import onnx_ir as ir
 import torch
 from onnxscript import opset20 as op
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 from torch.overrides import TorchFunctionMode
 
 from seqexport.errors import UnsupportedError
@@ -39,30 +42,67 @@ MODES: dict[str, tuple[Cell, str]] = {
 
 @torch.library.custom_op("seqexport::lstm", mutates_args=())
 def lstm(
-    x: Tensor, h0: Tensor, c0: Tensor, weights: list[Tensor], bias: bool, layers: int, bidirectional: bool
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    lengths: Tensor | None,
+    weights: list[Tensor],
+    bias: bool,
+    layers: int,
+    bidirectional: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """x (T, B, F), h0 and c0 (L*D, B, H) → y (T, B, D*H), hn and cn (L*D, B, H)."""
-    y, hn, cn = torch._VF.lstm(x, (h0, c0), weights, bias, layers, 0.0, False, bidirectional, False)
+    """x (T, B, F), h0 and c0 (L*D, B, H), lengths (B) → y (T, B, D*H), hn and cn (L*D, B, H)."""
+    y, hn, cn = _eager("lstm", x, (h0, c0), lengths, weights, bias, layers, bidirectional, 0.0)
     return y.clone(), hn.clone(), cn.clone()
 
 
 @torch.library.custom_op("seqexport::gru", mutates_args=())
 def gru(
-    x: Tensor, h0: Tensor, weights: list[Tensor], bias: bool, layers: int, bidirectional: bool
+    x: Tensor, h0: Tensor, lengths: Tensor | None, weights: list[Tensor], bias: bool, layers: int, bidirectional: bool
 ) -> tuple[Tensor, Tensor]:
-    """x (T, B, F), h0 (L*D, B, H) → y (T, B, D*H), hn (L*D, B, H)."""
-    y, hn = torch._VF.gru(x, h0, weights, bias, layers, 0.0, False, bidirectional, False)
+    """x (T, B, F), h0 (L*D, B, H), lengths (B) → y (T, B, D*H), hn (L*D, B, H)."""
+    y, hn = _eager("gru", x, (h0,), lengths, weights, bias, layers, bidirectional, 0.0)
     return y.clone(), hn.clone()
 
 
 @torch.library.custom_op("seqexport::rnn", mutates_args=())
 def rnn(
-    x: Tensor, h0: Tensor, weights: list[Tensor], bias: bool, layers: int, bidirectional: bool, nonlinearity: str
+    x: Tensor,
+    h0: Tensor,
+    lengths: Tensor | None,
+    weights: list[Tensor],
+    bias: bool,
+    layers: int,
+    bidirectional: bool,
+    nonlinearity: str,
 ) -> tuple[Tensor, Tensor]:
-    """x (T, B, F), h0 (L*D, B, H) → y (T, B, D*H), hn (L*D, B, H). nonlinearity: tanh or relu."""
-    call = torch._VF.rnn_tanh if nonlinearity == "tanh" else torch._VF.rnn_relu
-    y, hn = call(x, h0, weights, bias, layers, 0.0, False, bidirectional, False)
+    """x (T, B, F), h0 (L*D, B, H), lengths (B) → y (T, B, D*H), hn (L*D, B, H). nonlinearity: tanh or relu."""
+    y, hn = _eager(f"rnn_{nonlinearity}", x, (h0,), lengths, weights, bias, layers, bidirectional, 0.0)
     return y.clone(), hn.clone()
+
+
+def _eager(
+    mode: str,
+    x: Tensor,
+    state: State,
+    lengths: Tensor | None,
+    weights: list[Tensor],
+    bias: bool,
+    layers: int,
+    bidirectional: bool,
+    dropout: float,
+) -> State:
+    """The call that torch's module of this mode makes, on packed rows where there are lengths."""
+    call = getattr(torch._VF, mode)
+    options = (weights, bias, layers, dropout, dropout > 0, bidirectional)
+    if lengths is None:
+        return call(x, state if mode == "lstm" else state[0], *options, False)
+    packed = pack_padded_sequence(x, lengths.cpu(), enforce_sorted=False)
+    assert packed.sorted_indices is not None and packed.unsorted_indices is not None
+    rows = tuple(part.index_select(1, packed.sorted_indices) for part in state)
+    y, *final = call(packed.data, packed.batch_sizes, rows if mode == "lstm" else rows[0], *options)
+    padded, _ = pad_packed_sequence(PackedSequence(y, *packed[1:]), total_length=x.shape[0])
+    return padded, *(part.index_select(1, packed.unsorted_indices) for part in final)
 
 
 def _output(x: Tensor, h0: Tensor, bidirectional: bool) -> Tensor:
@@ -70,37 +110,49 @@ def _output(x: Tensor, h0: Tensor, bidirectional: bool) -> Tensor:
 
 
 @lstm.register_fake
-def _(x: Tensor, h0: Tensor, c0: Tensor, weights: Any, bias: bool, layers: int, bidirectional: bool) -> State:
+def _(
+    x: Tensor, h0: Tensor, c0: Tensor, lengths: Any, weights: Any, bias: bool, layers: int, bidirectional: bool
+) -> State:
     return _output(x, h0, bidirectional), torch.empty_like(h0), torch.empty_like(c0)
 
 
 @gru.register_fake
-def _(x: Tensor, h0: Tensor, weights: Any, bias: bool, layers: int, bidirectional: bool) -> State:
+def _(x: Tensor, h0: Tensor, lengths: Any, weights: Any, bias: bool, layers: int, bidirectional: bool) -> State:
     return _output(x, h0, bidirectional), torch.empty_like(h0)
 
 
 @rnn.register_fake
-def _(x: Tensor, h0: Tensor, weights: Any, bias: bool, layers: int, bidirectional: bool, nonlinearity: str) -> State:
+def _(
+    x: Tensor,
+    h0: Tensor,
+    lengths: Any,
+    weights: Any,
+    bias: bool,
+    layers: int,
+    bidirectional: bool,
+    nonlinearity: str,
+) -> State:
     return _output(x, h0, bidirectional), torch.empty_like(h0)
 
 
-def as_function(module: nn.RNNBase) -> Callable[[Tensor, State], tuple[Tensor, State]]:
-    """The recurrence of `module`, without dropout, as a function of tensors: x (T, B, F) and state → y and state.
+Recurrence: TypeAlias = Callable[[Tensor, State, "Tensor | None"], tuple[Tensor, State]]
+
+
+def as_function(module: nn.RNNBase) -> Recurrence:
+    """The recurrence of `module` as a function of tensors: x (T, B, F), state, lengths (B) or None → y and state.
 
     A loop's body needs it: while exporting, dynamo traces the body and refuses nn.RNN, nn.LSTM and nn.GRU objects.
     Eagerly it is the same call that the module makes.
     """
     weights = [getattr(module, name) for name in module._flat_weights_names]
-    options = (module.bias, module.num_layers, module.bidirectional)
-    cell, nonlinearity = MODES[module.mode.lower()]
+    bias, layers, bidirectional = module.bias, module.num_layers, module.bidirectional
+    mode, dropout = module.mode.lower(), module.dropout if module.training else 0.0
 
-    def run(x: Tensor, state: State) -> tuple[Tensor, State]:
+    def run(x: Tensor, state: State, lengths: Tensor | None) -> tuple[Tensor, State]:
         if torch.compiler.is_exporting():
-            y, *final = _call(cell, nonlinearity, x, state, weights, *options)
+            y, *final = _call(*MODES[mode], x, state, lengths, weights, bias, layers, bidirectional)
         else:
-            hx = state if cell == "lstm" else state[0]
-            call = getattr(torch._VF, module.mode.lower())
-            y, *final = call(x, hx, weights, *options[:2], 0.0, False, options[2], False)
+            y, *final = _eager(mode, x, state, lengths, weights, bias, layers, bidirectional, dropout)
         return y, tuple(final)
 
     return run
@@ -111,14 +163,15 @@ def _call(
     nonlinearity: str,
     x: Tensor,
     state: Sequence[Tensor],
+    lengths: Tensor | None,
     weights: list[Tensor],
     bias: bool,
     layers: int,
     bidirectional: bool,
 ) -> State:
     if cell == "rnn":
-        return rnn(x, *state, weights, bias, layers, bidirectional, nonlinearity)
-    return (lstm if cell == "lstm" else gru)(x, *state, weights, bias, layers, bidirectional)
+        return rnn(x, *state, lengths, weights, bias, layers, bidirectional, nonlinearity)
+    return (lstm if cell == "lstm" else gru)(x, *state, lengths, weights, bias, layers, bidirectional)
 
 
 class RecurrentCallsStayWhole(TorchFunctionMode):
@@ -156,7 +209,7 @@ class RecurrentCallsStayWhole(TorchFunctionMode):
         if batch_first:
             x = x.transpose(0, 1)
         state = tuple(hx) if cell == "lstm" else (hx,)
-        y, *final = _call(cell, nonlinearity, x, state, list(weights), bias, layers, bidirectional)
+        y, *final = _call(cell, nonlinearity, x, state, None, list(weights), bias, layers, bidirectional)
         return (y.transpose(0, 1) if batch_first else y, *final)
 
 
@@ -195,6 +248,7 @@ def _lower(
     cell: Cell,
     x: Any,
     state: Sequence[Any],
+    lengths: Any | None,
     weights: Sequence[Any],
     bias: bool,
     layers: int,
@@ -214,6 +268,8 @@ def _lower(
         options["linear_before_reset"] = 1
     if cell == "rnn":
         options["activations"] = [nonlinearity.capitalize()] * directions
+    if lengths is not None:
+        lengths = op.Cast(lengths, to=ir.DataType.INT32)
     finals = []
     for layer in range(layers):
         parameters = _layer_parameters(cell, weights[layer * per_layer : (layer + 1) * per_layer], bias)
@@ -221,7 +277,7 @@ def _lower(
         initial = [
             part if layers == 1 else op.Slice(part, _ints(first), _ints(first + directions), _ints(0)) for part in state
         ]
-        y, *final = node(x, *parameters, None, *initial, **options)
+        y, *final = node(x, *parameters, lengths, *initial, **options)
         finals.append(final)
         if directions == 1:
             x = op.Squeeze(y, _ints(1))
@@ -230,16 +286,16 @@ def _lower(
     return (x, *(_concat(parts) for parts in zip(*finals, strict=True)))
 
 
-def _lower_lstm(x: Any, h0: Any, c0: Any, weights: Any, bias: bool, layers: int, bidirectional: bool) -> Any:
-    return _lower("lstm", x, (h0, c0), weights, bias, layers, bidirectional)
+def _lower_lstm(x: Any, h0: Any, c0: Any, lengths: Any, weights: Any, *options: Any) -> Any:
+    return _lower("lstm", x, (h0, c0), lengths, weights, *options)
 
 
-def _lower_gru(x: Any, h0: Any, weights: Any, bias: bool, layers: int, bidirectional: bool) -> Any:
-    return _lower("gru", x, (h0,), weights, bias, layers, bidirectional)
+def _lower_gru(x: Any, h0: Any, lengths: Any, weights: Any, *options: Any) -> Any:
+    return _lower("gru", x, (h0,), lengths, weights, *options)
 
 
-def _lower_rnn(x: Any, h0: Any, weights: Any, bias: bool, layers: int, bidirectional: bool, nonlinearity: str) -> Any:
-    return _lower("rnn", x, (h0,), weights, bias, layers, bidirectional, nonlinearity)
+def _lower_rnn(x: Any, h0: Any, lengths: Any, weights: Any, *options: Any) -> Any:
+    return _lower("rnn", x, (h0,), lengths, weights, *options)
 
 
 def translations() -> dict[Any, Callable[..., Any]]:

@@ -7,13 +7,14 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from seqexport.errors import FileError, InputError, UnsupportedError
-from seqexport.specs import NetworkSpec, TensorSpec, check_feeds
+from seqexport.specs import PIPELINES, NetworkSpec, TensorSpec, check_feeds, pipeline_inputs
 
 if TYPE_CHECKING:
     import onnx
@@ -75,25 +76,20 @@ class TorchRuntime(Runtime):
 
         if torch.get_num_threads() != self.threads:
             torch.set_num_threads(self.threads)
-        if any(spec.optional and spec.name in feeds for spec in self.inputs):
-            feeds = self._with_zeros(feeds)
         # A copy, since torch shares memory with arrays, of which the caller's may be read-only.
-        tensors = [torch.tensor(array) for array in feeds.values()]
+        tensors = [torch.tensor(array) for array in self._filled(feeds)]
         with torch.inference_mode(), self._onednn():
             return [output.numpy() for output in self.module(*tensors)]
 
-    def _with_zeros(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The feeds with every optional input there: those left out are zero."""
+    def _filled(self, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+        """The arrays of all inputs: those left out have their default."""
         sizes: dict[str, int] = {}
         for spec in self.inputs:
             if spec.name in feeds:
                 sizes |= {
                     dim: n for dim, n in zip(spec.dims, feeds[spec.name].shape, strict=True) if isinstance(dim, str)
                 }
-        return {
-            spec.name: feeds[spec.name] if spec.name in feeds else np.zeros(spec.shape(sizes), spec.dtype)
-            for spec in self.inputs
-        }
+        return [feeds[spec.name] if spec.name in feeds else spec.filled(sizes) for spec in self.inputs]
 
     @contextlib.contextmanager
     def _onednn(self) -> Iterator[None]:
@@ -130,10 +126,14 @@ class OnnxRuntime(Runtime):
             reason = str(error).splitlines()[0]
             raise FileError(f"{what} could not be loaded by onnxruntime ({reason}); expected an ONNX model.") from error
         self.metadata = parse_metadata(self.session.get_modelmeta().custom_metadata_map)
-        ranges = _ranges(self.metadata)
-        required = [_input_spec(value, False, ranges) for value in self.session.get_inputs()]
-        optional = [_input_spec(value, True, ranges) for value in self.session.get_overridable_initializers()]
-        self.inputs = (*required, *sorted(optional, key=lambda spec: spec.name != "h0"))
+        known = _known_inputs(self.metadata)
+        required = [_input_spec(value, False, known) for value in self.session.get_inputs()]
+        optional = [_input_spec(value, True, known) for value in self.session.get_overridable_initializers()]
+        order = list(known)
+        self.inputs = (
+            *required,
+            *sorted(optional, key=lambda spec: order.index(spec.name) if spec.name in order else len(order)),
+        )
         self.output_names = tuple(value.name for value in self.session.get_outputs())
 
     def _run(self, feeds: dict[str, np.ndarray]) -> Sequence[np.ndarray]:
@@ -154,23 +154,22 @@ _ONNX_DTYPES = {
 }
 
 
-def _input_spec(value: Any, optional: bool, ranges: Mapping[str, TensorSpec]) -> TensorSpec:
+def _input_spec(value: Any, optional: bool, known: Mapping[str, TensorSpec]) -> TensorSpec:
     if value.type not in _ONNX_DTYPES:
         raise UnsupportedError(f"The model's input {value.name!r} is a {value.type}, which seqexport cannot feed.")
-    known = ranges.get(value.name)
+    if value.name in known:  # a default state has a batch of 1; what may be fed is the batch of the other inputs
+        return replace(known[value.name], optional=optional)
     dims = tuple(dim if isinstance(dim, int) else dim or f"{value.name}_{axis}" for axis, dim in enumerate(value.shape))
-    low, high = (known.low, known.high) if known else (None, None)
-    if optional and known:  # the default has a batch of 1; what may be fed is the batch of the other inputs
-        dims = known.dims
-    return TensorSpec(value.name, _ONNX_DTYPES[value.type], dims, low, high, optional=optional)
+    return TensorSpec(value.name, _ONNX_DTYPES[value.type], dims, optional=optional)
 
 
-def _ranges(metadata: Mapping[str, Any]) -> dict[str, TensorSpec]:
-    """The specs that the file's own description of its network gives."""
+def _known_inputs(metadata: Mapping[str, Any]) -> dict[str, TensorSpec]:
+    """The specs that the file's own description of its network gives, with the ranges that a graph can't hold."""
     if not isinstance(metadata.get("network"), dict):
         return {}
-    spec = NetworkSpec.from_dict(metadata["network"])
-    return {part.name: part for part in (spec.input, *spec.state)}
+    spec, part = NetworkSpec.from_dict(metadata["network"]), metadata.get("part")
+    inputs = pipeline_inputs(part, spec) if part in PIPELINES else (spec.input, *spec.state)
+    return {spec.name: spec for spec in inputs}
 
 
 def parse_metadata(properties: Mapping[str, str]) -> dict[str, Any]:

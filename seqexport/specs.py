@@ -14,6 +14,7 @@ from seqexport.errors import InputError, SpecError
 
 Cell: TypeAlias = Literal["rnn", "lstm", "gru"]
 Dim: TypeAlias = int | str
+Bound: TypeAlias = int | float | str
 CELLS: tuple[Cell, ...] = ("rnn", "lstm", "gru")
 GATES: Mapping[Cell, int] = {"rnn": 1, "lstm": 4, "gru": 3}
 STATES: Mapping[Cell, tuple[str, ...]] = {"rnn": ("h",), "lstm": ("h", "c"), "gru": ("h",)}
@@ -24,17 +25,18 @@ DTYPES = ("float32", "float64", "float16", "int64", "int32", "bool")
 class TensorSpec:
     """One array: its name, its numpy dtype, and its dims, fixed (a number) or dynamic (a name).
 
-    `low` and `high` bound integers, both included; either may be the name of a dim. `descending` asks for sampled
-    values sorted from high to low. An `optional` input may be left out.
+    `low` and `high` bound the values, both included; either may be the name of a dim. `descending` asks for sampled
+    values sorted from high to low. An `optional` input may be left out, and is then filled with `default`.
     """
 
     name: str
     dtype: str
     dims: tuple[Dim, ...]
-    low: Dim | None = None
-    high: Dim | None = None
+    low: Bound | None = None
+    high: Bound | None = None
     descending: bool = False
     optional: bool = False
+    default: float = 0.0
 
     def __str__(self) -> str:
         return f"{self.dtype}[{','.join(map(str, self.dims))}]"
@@ -44,23 +46,29 @@ class TensorSpec:
         return tuple(_resolve(dim, sizes) for dim in self.dims)
 
     def sample(self, sizes: Mapping[str, int], rng: np.random.Generator) -> np.ndarray:
-        """An array of this spec: standard normal floats, or uniform integers within the range (0 or 1 without one)."""
+        """An array of this spec: uniform within the range, both ends of which integers may reach; without a range
+        standard normal floats, and integers 0 and 1."""
         shape = self.shape(sizes)
-        if self.dtype.startswith("float"):
-            return rng.standard_normal(shape).astype(self.dtype)
         low = _resolve(self.low if self.low is not None else 0, sizes)
         high = _resolve(self.high if self.high is not None else 1, sizes)
-        values = rng.integers(low, high, size=shape, endpoint=True)
+        if self.dtype.startswith("float"):
+            drawn = rng.standard_normal(shape) if self.low is None else rng.uniform(low, high, shape)
+            return np.asarray(drawn, self.dtype)
+        values: np.ndarray = rng.integers(low, high, size=shape, endpoint=True)
         if self.descending:
             values = -np.sort(-values, axis=-1)
-        return values.astype(self.dtype)
+        return np.asarray(values, self.dtype)
+
+    def filled(self, sizes: Mapping[str, int]) -> np.ndarray:
+        """What an optional input is when it is left out."""
+        return np.full(self.shape(sizes), self.default, self.dtype)
 
 
 InputSpec: TypeAlias = TensorSpec | tuple[TensorSpec, ...]
 
 
-def _resolve(dim: Dim, sizes: Mapping[str, int]) -> int:
-    if isinstance(dim, int):
+def _resolve(dim: Any, sizes: Mapping[str, int]) -> Any:
+    if not isinstance(dim, str):
         return dim
     if dim not in sizes:
         raise SpecError(f"The spec uses the dim {dim!r}, but only {', '.join(sizes) or 'no dims'} are known here.")
@@ -190,7 +198,8 @@ def _check_range(spec: TensorSpec, array: np.ndarray, sizes: Mapping[str, int]) 
         return
     low, high = _resolve(spec.low, sizes), _resolve(spec.high, sizes)
     if array.min() < low or array.max() > high:
-        raise InputError(f"The input {spec.name!r} goes from {array.min()} to {array.max()}; expected {low} to {high}.")
+        found = f"is {array.min()}" if array.size == 1 else f"goes from {array.min()} to {array.max()}"
+        raise InputError(f"The input {spec.name!r} {found}; expected {low} to {high}.")
 
 
 Pooling: TypeAlias = Literal["every", "last", "mean", "max"]
@@ -296,3 +305,32 @@ class NetworkSpec:
     def output_names(self) -> tuple[str, ...]:
         """`y`, then the final state."""
         return ("y", *self.state_map.values())
+
+
+PIPELINES = ("forecast", "classify", "generate")
+
+
+def pipeline_inputs(pipeline: str, spec: NetworkSpec) -> tuple[TensorSpec, ...]:
+    """What the pipeline takes, with a network of this description."""
+    last = (spec.vocabulary or 1) - 1
+    if pipeline == "forecast":
+        noise = TensorSpec("noise", "float32", ("batch", "paths", "horizon"))
+        return TensorSpec("history", "float32", ("batch", "time")), noise, *spec.state
+    if pipeline == "classify":
+        tokens = TensorSpec("tokens", "int64", ("batch", "time"), 0, last)
+        return tokens, TensorSpec("lengths", "int64", ("batch",), 1, "time")
+    return (
+        TensorSpec("prompt", "int64", ("batch", "time"), 0, last),
+        TensorSpec("uniforms", "float32", ("batch", "steps"), 0.0, 1.0),
+        TensorSpec("temperature", "float32", (), 0.0, 100.0, optional=True, default=1.0),
+        TensorSpec("top_k", "int64", (), 0, 1_000_000, optional=True),
+        TensorSpec("top_p", "float32", (), 0.0, 1.0, optional=True, default=1.0),
+        *spec.state,
+    )
+
+
+def pipeline_outputs(pipeline: str, spec: NetworkSpec) -> tuple[str, ...]:
+    """The names of what the pipeline gives: its answer, and, where it takes a state, the state to go on from."""
+    if pipeline == "classify":
+        return ("probabilities",) if spec.bidirectional else ("probabilities", "running")
+    return ("path" if pipeline == "forecast" else "tokens"), *spec.state_map.values()

@@ -41,23 +41,46 @@ SEED = 20
 
 
 @dataclass(frozen=True)
+class Decision:
+    """What a user acts on: a label, or a token. Both runtimes must decide alike, unless the reference itself was
+    undecided within the tolerance, which is a tie.
+
+    output: the output that holds it. chosen: that output → the choices, integers [batch, …].
+    margin: feeds, the reference's outputs, the place of a choice → by how much it was decided.
+    leads_on: a choice decides those after it in its row, so that after a tie the row can't be compared.
+    """
+
+    output: str
+    noun: str
+    chosen: Callable[[np.ndarray], np.ndarray]
+    margin: Callable[[Mapping[str, np.ndarray], Mapping[str, np.ndarray], tuple[int, ...]], float]
+    leads_on: bool = False
+
+
+@dataclass(frozen=True)
 class Subject:
     """What a graph takes and how it may be fed.
 
     part: network, or the name of a pipeline, or module. state_map: state input → the output fed back to it.
-    chunked: the input that may be given in chunks along its dim "time", carrying the state; None where it may not.
-    per_step: outputs with a value a step, and their time axis; of the others the last chunk's counts.
+    chunked: the input that may be given in chunks along its dim `along`, carrying the state; None where it may not.
+    carried: further inputs that the next chunk takes from the outputs.
+    per_step: outputs with a value a step, and their axis; of the others the last chunk's counts.
     unchunked: outputs that a chunk can't give, such as a mean over all steps.
-    prepare: input name → what makes realistic values out of standard normal ones.
+    prepare: input name → what makes realistic values out of the spec's samples.
+    settings: values of optional inputs other than the state, one of them for each case in turn.
     """
 
     part: str
     inputs: tuple[TensorSpec, ...]
     state_map: Mapping[str, str] = field(default_factory=dict)
     chunked: str | None = None
+    along: str = "time"
+    carried: Mapping[str, Callable[[Mapping[str, np.ndarray]], np.ndarray]] = field(default_factory=dict)
     per_step: Mapping[str, int] = field(default_factory=dict)
     unchunked: tuple[str, ...] = ()
     prepare: Mapping[str, Callable[[np.ndarray], np.ndarray]] = field(default_factory=dict)
+    settings: Sequence[Mapping[str, float]] = ({},)
+    decisions: tuple[Decision, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -71,12 +94,17 @@ class Case:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one case came out: the error of each output (NaN or infinite where it could not be compared at all)."""
+    """How one case came out: the error of each output (NaN or infinite where it could not be compared at all).
+
+    decided: how many labels and tokens were compared, by their noun. ties: those that differ within the tolerance.
+    """
 
     part: str
     case: str
     errors: Mapping[str, float]
     notes: tuple[str, ...] = ()
+    decided: Mapping[str, int] = field(default_factory=dict)
+    ties: tuple[str, ...] = ()
 
     def passed(self, tolerance: float) -> bool:
         """Whether every error is within the tolerance; written so that NaN is not."""
@@ -132,6 +160,18 @@ class Report:
         """The cases that did not pass."""
         return [outcome for outcome in self.outcomes if not outcome.passed(self.tolerance)]
 
+    def decided(self) -> dict[str, int]:
+        """Noun (labels, tokens) → how many decisions were compared."""
+        counts: dict[str, int] = {}
+        for outcome in self.outcomes:
+            for noun, count in outcome.decided.items():
+                counts[noun] = counts.get(noun, 0) + count
+        return counts
+
+    def ties(self) -> list[str]:
+        """The decisions that differ, within the tolerance."""
+        return [tie for outcome in self.outcomes for tie in outcome.ties]
+
     def to_dict(self) -> dict[str, Any]:
         """The report as plain JSON types; an error that is not finite becomes a string."""
         return {
@@ -144,6 +184,8 @@ class Report:
             "unused": list(self.unused),
             "files": [vars(file) for file in self.files],
             "seconds": round(self.seconds, 3),
+            "decided": self.decided(),
+            "ties": self.ties(),
             "worst": [
                 {"part": part, "output": output, "error": _plain(error)}
                 for (part, output), error in self.worst().items()
@@ -173,59 +215,127 @@ def _plain(error: float) -> float | str:
 def plan(subject: Subject) -> list[Case]:
     """The cases for a graph: every shape of SIZES with zero and with random state, and chunks against the whole."""
     rng = np.random.default_rng(SEED)
-    cases = []
+    settings = itertools.cycle(subject.settings)
     dims = dynamic_dims(subject.inputs)
     states = ("zero state", "random state") if subject.state_map else ("",)
+    cases = []
     for row, state in itertools.product(SIZES if dims else SIZES[:1], states):
-        sizes = _sizes(dims, row)
-        name = " · ".join(
-            [" × ".join(f"{dim} {size}" for dim, size in sizes.items()) or "fixed shape", *([state] if state else [])]
-        )
-        cases.append(Case(name, _values(subject, sizes, state == "random state", rng)))
+        sizes = {dim: row[index % len(row)] for index, dim in enumerate(dims)}
+        about = [" × ".join(f"{dim} {size}" for dim, size in sizes.items()) or "fixed shape", state]
+        cases.append(_case(subject, about, sizes, state == "random state", next(settings), rng))
     if subject.chunked and subject.state_map:
         for chunks in CHUNKS:
-            sizes = _sizes(dims, (2, sum(chunks), 3, 6))
-            name = f"chunks of {' + '.join(map(str, chunks))} steps against the whole"
-            cases.append(Case(name, _values(subject, sizes, True, rng), chunks))
+            sizes = {dim: (2, sum(chunks), 3, 6)[index % 4] for index, dim in enumerate(dims)}
+            sizes[subject.along] = sum(chunks)
+            about = [f"chunks of {' + '.join(map(str, chunks))} steps against the whole"]
+            cases.append(_case(subject, about, sizes, True, next(settings), rng, chunks))
     return cases
 
 
-def _sizes(dims: Sequence[str], row: Sequence[int]) -> dict[str, int]:
-    return {dim: row[index % len(row)] for index, dim in enumerate(dims)}
-
-
-def _values(
-    subject: Subject, sizes: Mapping[str, int], with_state: bool, rng: np.random.Generator
-) -> dict[str, np.ndarray]:
+def _case(
+    subject: Subject,
+    about: Sequence[str],
+    sizes: Mapping[str, int],
+    with_state: bool,
+    settings: Mapping[str, float],
+    rng: np.random.Generator,
+    chunks: tuple[int, ...] | None = None,
+) -> Case:
     feeds = {}
     for spec in subject.inputs:
-        if spec.optional and not with_state:
-            continue
-        values = spec.sample(sizes, rng)
-        if spec.name in subject.state_map and not with_state:
-            values = np.zeros_like(values)
+        if spec.name in subject.state_map:
+            if spec.optional and not with_state:
+                continue
+            values = spec.sample(sizes, rng) if with_state else spec.filled(sizes)
+        elif spec.name in settings or spec.optional:
+            if spec.name not in settings:
+                continue
+            values = np.full(spec.shape(sizes), settings[spec.name], spec.dtype)
+        else:
+            values = spec.sample(sizes, rng)
         feeds[spec.name] = subject.prepare[spec.name](values) if spec.name in subject.prepare else values
-    return feeds
+    shown = [f"{name} {value:g}" for name, value in settings.items()]
+    return Case(" · ".join(filter(None, [*about, *shown])), feeds, chunks)
 
 
-def verify(subject: Subject, reference: Runtime, candidate: Runtime, cases: Sequence[Case]) -> list[Outcome]:
+def verify(
+    subject: Subject, reference: Runtime, candidate: Runtime, cases: Sequence[Case], tolerance: float = TOLERANCE
+) -> list[Outcome]:
     """Run every case on both and compare. A case that the candidate can't run counts as an infinite error."""
-    return [_compare_case(subject, reference, candidate, case) for case in cases]
+    return [_compare_case(subject, reference, candidate, case, tolerance) for case in cases]
 
 
-def _compare_case(subject: Subject, reference: Runtime, candidate: Runtime, case: Case) -> Outcome:
+def _compare_case(subject: Subject, reference: Runtime, candidate: Runtime, case: Case, tolerance: float) -> Outcome:
     expected = reference.run(case.feeds)
     try:
         found = candidate.run(case.feeds) if case.chunks is None else _run_in_chunks(subject, candidate, case)
     except Exception as error:  # whatever a broken file does to its runtime is an outcome here, not a crash
         return Outcome(subject.part, case.name, dict.fromkeys(expected, math.inf), (str(error).splitlines()[0],))
+    comparison = _Comparison(case, expected, found, tolerance)
+    for decision in subject.decisions:
+        if case.chunks is None or decision.output not in subject.unchunked:
+            comparison.compare_decision(decision)
     skipped = subject.unchunked if case.chunks else ()
-    errors, notes = {}, []
-    for name, value in expected.items():
+    for name in expected:
         if name not in skipped:
-            errors[name], note = difference(value, found.get(name))
-            notes += [f"{name}: {note}"] if note else []
-    return Outcome(subject.part, case.name, errors, tuple(notes))
+            comparison.compare_numbers(name)
+    return Outcome(
+        subject.part,
+        case.name,
+        comparison.errors,
+        tuple(comparison.notes),
+        comparison.decided,
+        tuple(comparison.ties),
+    )
+
+
+class _Comparison:
+    """One case's outputs beside each other."""
+
+    def __init__(
+        self, case: Case, expected: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray], tolerance: float
+    ) -> None:
+        self.case, self.expected, self.found, self.tolerance = case, expected, dict(found), tolerance
+        self.errors: dict[str, float] = {}
+        self.notes: list[str] = []
+        self.decided: dict[str, int] = {}
+        self.ties: list[str] = []
+        self.lost: dict[int, str] = {}  # rows that parted after a tie, of which nothing more can be said
+
+    def compare_decision(self, decision: Decision) -> None:
+        """Count the choices that are the same; those that differ are ties, or an infinite error."""
+        value, other = self.expected[decision.output], self.found.get(decision.output)
+        if other is None or other.shape != value.shape or other.dtype != value.dtype:
+            return  # compare_numbers says so
+        a, b = decision.chosen(value), decision.chosen(other)
+        self.decided[decision.noun] = self.decided.get(decision.noun, 0) + a.size
+        places = [tuple(map(int, place)) for place in np.argwhere(a != b)]
+        if decision.leads_on:  # what follows the first difference in a row follows from it
+            places = list({place[0]: place for place in reversed(places)}.values())
+        for place in places:
+            margin = decision.margin(self.case.feeds, self.expected, place)
+            text = (
+                f"{self.case.name}: {decision.noun} {list(place)} is {b[place]}, not {a[place]}, "
+                f"decided by a margin of {margin:.1e}"
+            )
+            if margin <= self.tolerance:
+                self.ties.append(text)
+                if decision.leads_on:
+                    self.lost[place[0]] = decision.output
+            else:
+                self.notes.append(text)
+                self.errors[decision.output] = math.inf
+
+    def compare_numbers(self, name: str) -> None:
+        """The error of one output, over the rows that did not part after a tie."""
+        value, other = self.expected[name], self.found.get(name)
+        if self.lost and other is not None and other.shape == value.shape:
+            axis = 0 if name in self.lost.values() else 1  # the state has its rows second
+            value, other = (np.delete(array, list(self.lost), axis) for array in (value, other))
+        error, note = difference(value, other)
+        self.errors[name] = max(error, self.errors.get(name, 0.0), key=_sortable)
+        if note:
+            self.notes.append(f"{name}: {note}")
 
 
 def _run_in_chunks(subject: Subject, candidate: Runtime, case: Case) -> dict[str, np.ndarray]:
@@ -233,9 +343,10 @@ def _run_in_chunks(subject: Subject, candidate: Runtime, case: Case) -> dict[str
     spec = next(spec for spec in subject.inputs if spec.name == subject.chunked)
     cuts = np.cumsum(case.chunks)[:-1]
     feeds, results = dict(case.feeds), []
-    for part in np.split(case.feeds[subject.chunked], cuts, axis=spec.dims.index("time")):
+    for part in np.split(case.feeds[subject.chunked], cuts, axis=spec.dims.index(subject.along)):
         results.append(candidate.run(feeds | {subject.chunked: part}))
         feeds |= {source: results[-1][output] for source, output in subject.state_map.items()}
+        feeds |= {name: take(results[-1]) for name, take in subject.carried.items()}
     joined = dict(results[-1])
     for name, axis in subject.per_step.items():
         joined[name] = np.concatenate([result[name] for result in results], axis=axis)
@@ -245,7 +356,8 @@ def _run_in_chunks(subject: Subject, candidate: Runtime, case: Case) -> dict[str
 def difference(reference: np.ndarray, found: np.ndarray | None) -> tuple[float, str]:
     """|a - b| / max(1, max|reference|) at its worst, and a word on what could not be compared.
 
-    A missing output, another shape or another dtype is an infinite error; NaN on either side is NaN.
+    A missing output, another shape or another dtype is an infinite error; NaN on either side is NaN. Integers are
+    compared as they are: one that differs is an infinite error.
     """
     if found is None:
         return math.inf, "missing"
@@ -255,6 +367,8 @@ def difference(reference: np.ndarray, found: np.ndarray | None) -> tuple[float, 
         return math.inf, f"{found.dtype}, expected {reference.dtype}"
     if reference.size == 0:
         return 0.0, ""
+    if reference.dtype.kind in "iub":
+        return (0.0, "") if np.array_equal(reference, found) else (math.inf, "values differ")
     a, b = reference.astype(np.float64), found.astype(np.float64)
     return float(np.abs(a - b).max() / max(1.0, np.abs(a).max())), ""
 
