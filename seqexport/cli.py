@@ -9,6 +9,7 @@ import argparse
 import io
 import json
 import math
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -67,6 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _print_json({"error": str(error), "kind": type(error).__name__})
         print(f"seqexport: {error}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:  # whoever read our output has seen enough; what is left in the buffer has nowhere to go
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except Exception as error:  # a defect of ours: still one sentence, and not the exit code of a failed verification
         if options.debug:
             raise
@@ -148,13 +152,16 @@ def _inspect_parser() -> argparse.ArgumentParser:
 def _run_parser() -> argparse.ArgumentParser:
     parser = _base_parser(
         "run FILE NAME=VALUE … [options]",
-        "Run a model once. A VALUE is a JSON array, the path of a .npy or .csv file, or zeros[dims] or normal[dims].",
-        "run net.forecast.onnx history='[[12, 15, 11]]' noise=zeros[1,1,12]",
+        "Run a model once. A VALUE is a JSON array, the path of a .npy or .csv file, or zeros[dims], normal[dims] or "
+        "uniform[dims]. For a model that reads text, text=TEXT stands for its tokens.",
+        "run net.generate.onnx text='A prompt' uniforms=uniform[1,200] temperature=0.8",
     )
     parser.add_argument("file", metavar="FILE", help="an ONNX file, or a checkpoint, which torch then runs")
     parser.add_argument("values", metavar="NAME=VALUE", nargs="*", help="one for each input that is not optional")
-    parser.add_argument("--pipeline", help="run FILE's pipeline of this name instead of its network, such as forecast")
-    parser.add_argument("--seed", type=int, default=0, help="of normal[dims] (default: 0)")
+    parser.add_argument(
+        "--pipeline", help="run FILE's pipeline (forecast, classify or generate) instead of its network"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of normal[dims] and uniform[dims] (default: 0)")
     parser.add_argument("--threads", type=int, default=1, help="threads of the runtime (default: 1)")
     parser.add_argument("-o", "--output", metavar="OUT.npz", help="also write the outputs as arrays")
     return parser
@@ -221,10 +228,22 @@ def _run(options: argparse.Namespace) -> int:
     import numpy as np
 
     from seqexport.runtimes import load
+    from seqexport.text import text_answer, text_feeds
 
     runtime = load(options.file, pipeline=options.pipeline, threads=options.threads)
+    names, preprocessing = [spec.name for spec in runtime.inputs], runtime.metadata.get("preprocessing", {})
     rng = np.random.default_rng(options.seed)
-    outputs = runtime.run(dict(_parse_value(text, rng) for text in options.values))
+    feeds: dict[str, Any] = {}
+    for value in options.values:
+        if value.startswith("text=") and "text" not in names:
+            read, notes = text_feeds(names, preprocessing, value.removeprefix("text="))
+            feeds |= read
+            for note in notes:
+                print(f"seqexport: {note}", file=sys.stderr)
+        else:
+            feeds |= [_parse_value(value, rng)]
+    outputs = runtime.run(feeds)
+    said = text_answer(preprocessing, outputs)
     if options.output:
         from seqexport.checkpoint import replace_file
 
@@ -232,11 +251,14 @@ def _run(options: argparse.Namespace) -> int:
         np.savez(content, allow_pickle=False, **outputs)
         replace_file(Path(options.output), content.getvalue())
     if options.json:
-        _print_json({name: array.tolist() for name, array in outputs.items()})
+        answer = {"text": said} if said else {}
+        _print_json({name: array.tolist() for name, array in outputs.items()} | answer)
         return 0
     for name, array in outputs.items():
         shown = np.array2string(array, precision=4, threshold=60, edgeitems=3, suppress_small=True)
         print(f"{name} {array.dtype}{list(array.shape)}\n{shown}")
+    for line in said:
+        print(f"text: {line}")
     return 0
 
 
@@ -247,13 +269,13 @@ def _parse_value(text: str, rng: Any) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals:
         raise InputError(f"The value {text!r} has no name; expected NAME=VALUE, such as x='[[1, 2]]'.")
-    made = re.fullmatch(r"(zeros|normal)\[(\d+(?:,\d+)*)\]", value.replace(" ", ""))
+    made = re.fullmatch(r"(zeros|normal|uniform)\[(\d+(?:,\d+)*)\]", value.replace(" ", ""))
     if made:
         shape = [int(size) for size in made[2].split(",")]
         if math.prod(shape) > 100_000_000:
             raise InputError(f"The value of {name!r} would have {math.prod(shape):,} numbers; expected at most 10^8.")
-        array = rng.standard_normal(shape) if made[1] == "normal" else np.zeros(shape)
-        return name, array.astype(np.float32)
+        make = {"zeros": np.zeros, "normal": rng.standard_normal, "uniform": rng.random}[made[1]]
+        return name, make(shape).astype(np.float32)
     try:
         if value.endswith(".npy"):
             return name, np.load(value, allow_pickle=False)
@@ -265,7 +287,7 @@ def _parse_value(text: str, rng: Any) -> tuple[str, Any]:
     except (ValueError, EOFError, RecursionError) as error:
         raise InputError(
             f"The value of {name!r} could not be read ({error}); expected a JSON array of numbers, a .npy or .csv "
-            "file, zeros[dims] or normal[dims]."
+            "file, zeros[dims], normal[dims] or uniform[dims]."
         ) from error
 
 
@@ -314,11 +336,15 @@ def _show_report(report: Report, as_json: bool) -> None:
         table.add_column(column, justify="right")
     for (part, output), error in report.worst().items():
         style = "" if error <= report.tolerance else "red"
-        table.add_row(part, output, Text(f"{error:.1e}", style), f"{report.tolerance:.0e}")
+        table.add_row(part, output, Text(f"{error:.1e}" if error else "0", style), f"{report.tolerance:.0e}")
     console.print(table)
     count = len(report.outcomes)
+    for tie in report.ties():
+        console.print(Text.assemble(("tie      ", "bold yellow"), tie))
     if report.passed:
-        verdict = Text(f"verified: {count} of {count} cases agree with torch", "bold green")
+        decided = "".join(f", {number:,} {noun}s the same" for noun, number in report.decided().items())
+        decided += f", {len(report.ties())} of them ties" if report.ties() else ""
+        verdict = Text(f"verified: {count} of {count} cases agree with torch{decided}", "bold green")
     else:
         verdict = Text(f"NOT verified: {len(report.failures())} of {count} cases differ from torch", "bold red")
     console.print(Text.assemble(verdict, (f"  ({report.seconds:.1f} s)", "dim")))

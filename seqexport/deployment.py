@@ -3,65 +3,66 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from seqexport.checkpoint import Checkpoint, replace_file
-from seqexport.specs import Cell
 from seqexport.verification import Report
 
 
 def write_model_card(
     path: str | os.PathLike[str], checkpoint: Checkpoint, report: Report, title: str, command: str
 ) -> None:
-    """Write the card of an exported forecaster, every figure in it taken from the checkpoint and the report.
+    """Write the card of an exported model, every figure in it taken from the checkpoint and the report.
 
     title: the heading. command: what rebuilds the model. Raises FileError where the card could not be written.
     """
     replace_file(Path(path), model_card(checkpoint, report, title, command).encode())
 
 
+@dataclass(frozen=True)
+class _Words:
+    """What a card says that depends on the task, as Markdown. tag: the hub's name of the task."""
+
+    tag: str
+    about: str
+    data: str
+    quality: str
+    use: str
+    limits: str
+
+
 def model_card(checkpoint: Checkpoint, report: Report, title: str, command: str) -> str:
     """The card as Markdown."""
-    metrics, data, preprocessing = checkpoint.metrics, checkpoint.data, checkpoint.preprocessing
-    test = metrics["test"]
-    rows = [(f"this {checkpoint.spec.cell.upper()}", test["mae"]), *metrics["baselines"].items()]
-    unit, step = preprocessing["unit"], preprocessing["step"]
+    words = {"forecast": _forecast, "classify": _classify, "generate": _generate}[str(checkpoint.task)](checkpoint)
+    data = checkpoint.data
     verdict = "passed" if report.passed else "FAILED"
     return f"""\
 ---
 license: mit
 library_name: onnx
-pipeline_tag: time-series-forecasting
+pipeline_tag: {words.tag}
 tags: [onnx, {checkpoint.spec.cell}, seqexport]
 ---
 # {title}
 
-{checkpoint.spec}: {_parameters(checkpoint):,} parameters. It reads a history in the data's own units and
-gives, for every step ahead, the distribution of the next value.
+{checkpoint.spec}: {_parameters(checkpoint):,} parameters. {words.about}
 
 Rebuilt by `{command}`; this card is written by that command.
 
 ## Data
-{data["name"]}: {data["values"]:,} values, one a {step}. Source: {data["source"]}. Licence: {data["licence"]}.
-Split in the order of time: {_split(data["split"])}; the scaling is fitted on the training part alone.
+{data["name"]}: {words.data} Source: {data["source"]}. Licence: {data["licence"]}.
+Split: {_split(data["split"])}.
 
 ## Quality
-Mean absolute error ({unit}) of the central path, averaged over the next {metrics["horizon"]} steps and over
-{test["origins"]:,} starting points of the test part, which neither training nor the choice of the model has seen:
-
-| forecast | mean absolute error |
-|---|---|
-{_table(rows)}
-
-The 50 % band holds {_percent(test["coverage_50"])} of the true values, the 90 % band {_percent(test["coverage_90"])}.
-One training run, seed {metrics["seed"]}; other seeds differ by up to a point or two, so a smaller lead
-over a baseline or another cell means nothing.
+{words.quality}
+One training run, seed {checkpoint.metrics["seed"]}, {_minutes(checkpoint.metrics["seconds"])}.
 
 ## Verification
 {verdict}: {len(report.outcomes)} cases against torch, the worst difference {report.max_abs_error:.1e} (allowed
-{report.tolerance:.0e}).
+{report.tolerance:.0e}){_decided(report)}.
 
 | graph | output | worst difference |
 |---|---|---|
@@ -70,24 +71,128 @@ over a baseline or another cell means nothing.
 ## Files
 | file | what |
 |---|---|
-| checkpoint.pt | weights, description, scaling and metrics, loadable with `weights_only=True` |
+| checkpoint.pt | weights, description, preprocessing and metrics, loadable with `weights_only=True` |
 {_files(report)}
 | report.json | every case of the verification |
 
 ## Use
 ```python
+{words.use}
+```
+
+## Limits
+{words.limits} Meant to show that two runtimes agree and what each costs.
+"""
+
+
+def _forecast(checkpoint: Checkpoint) -> _Words:
+    metrics, preprocessing = checkpoint.metrics, checkpoint.preprocessing
+    test = metrics["test"]
+    rows = [(f"this {checkpoint.spec.cell.upper()}", test["mae"]), *metrics["baselines"].items()]
+    table = _table(("forecast", "mean absolute error"), [(name, f"{mae:.2f}") for name, mae in rows])
+    return _Words(
+        tag="time-series-forecasting",
+        about="It reads a history in the data's own units and\ngives, for every step ahead, the distribution of the "
+        "next value.",
+        data=f"{checkpoint.data['values']:,} values, one a {preprocessing['step']}, split in the order of time; the "
+        "scaling is fitted on the training part alone.",
+        quality=f"""\
+Mean absolute error ({preprocessing["unit"]}) of the central path, averaged over the next {metrics["horizon"]} steps
+and over {test["origins"]:,} starting points of the test part, which neither training nor the choice of the model has
+seen:
+
+{table}
+
+The 50 % band holds {_percent(test["coverage_50"])} of the true values, the 90 % band {_percent(test["coverage_90"])}.
+Other seeds differ by up to a point or two, so a smaller lead over a baseline or another cell means nothing.""",
+        use=f"""\
 import numpy
 import onnxruntime
 
 session = onnxruntime.InferenceSession("checkpoint.forecast.onnx")
 # history: float32 [batch, time], in the data's units. noise: [batch, paths, horizon], zero for the central path
 noise = numpy.zeros((1, 1, {metrics["horizon"]}), numpy.float32)
-path = session.run(["path"], {{"history": history, "noise": noise}})[0]
-```
+path = session.run(["path"], {{"history": history, "noise": noise}})[0]""",
+        limits="One series, without other columns; not a forecast to rely on.",
+    )
 
-## Limits
-One series, without other columns. Meant to show that two runtimes agree and what each costs; not a forecast to rely on.
-"""
+
+def _classify(checkpoint: Checkpoint) -> _Words:
+    metrics, preprocessing = checkpoint.metrics, checkpoint.preprocessing
+    vocabulary = preprocessing["vocabulary"]
+    rows = [
+        (name, *(_accuracy(shares[part]) for part in metrics["test"]))
+        for name, shares in {
+            f"this {checkpoint.spec.cell.upper()}": {
+                part: (test["accuracy"], test["interval"]) for part, test in metrics["test"].items()
+            },
+            **metrics["baselines"],
+        }.items()
+    ]
+    header = ("accuracy", *(f"{part} ({test['texts']:,} texts)" for part, test in metrics["test"].items()))
+    return _Words(
+        tag="text-classification",
+        about=f"It reads a text {vocabulary['unit']} by {vocabulary['unit']}\nand gives the probability of "
+        f"{' and '.join(preprocessing['labels'])}, after each of them.",
+        data=f"{checkpoint.data['texts']:,} texts, split in blocks of neighbours. None of them is shipped.",
+        quality=f"""\
+On the test part, which neither training nor the choice of the model has seen, with the 95 % interval:
+
+{_table(header, rows)}
+""",
+        use="""\
+import seqexport
+from seqexport.text import Vocabulary
+
+runtime = seqexport.load("checkpoint.onnx", pipeline="classify")
+vocabulary = Vocabulary.from_dict(runtime.metadata["preprocessing"]["vocabulary"])
+tokens, lengths = vocabulary.encode_batch(["one text", "another text"])
+outputs = runtime.run({"tokens": tokens, "lengths": lengths})  # probabilities [batch,classes], running""",
+        limits=f"One opinion a text, of the kind in the data; {len(vocabulary['tokens']) - 1:,} "
+        f"{vocabulary['unit']}s are known.",
+    )
+
+
+def _generate(checkpoint: Checkpoint) -> _Words:
+    metrics, preprocessing = checkpoint.metrics, checkpoint.preprocessing
+    test = metrics["test"]
+    rows = [(f"this {checkpoint.spec.cell.upper()}", test["bits"]), *metrics["baselines"].items()]
+    table = _table(("model", "bits per character"), [(name, f"{bits:.3f}") for name, bits in rows])
+    return _Words(
+        tag="text-generation",
+        about="It reads a text and gives,\nfor every character, the probabilities of the next.",
+        data=f"{checkpoint.data['characters']:,} characters, split in their order. The text itself is not shipped.",
+        quality=f"""\
+Bits per character of the test part's {test["characters"]:,} characters ({test["unknown"]:,} of them never seen in
+training), which neither training nor the choice of the model has seen:
+
+{table}
+""",
+        use="""\
+import numpy
+import seqexport
+from seqexport.text import Vocabulary, read_prompt
+
+runtime = seqexport.load("checkpoint.onnx", pipeline="generate")
+vocabulary = Vocabulary.from_dict(runtime.metadata["preprocessing"]["vocabulary"])
+prompt, notes = read_prompt(vocabulary, "a prompt")
+uniforms = numpy.random.default_rng(0).random((1, 200), numpy.float32)
+outputs = runtime.run({"prompt": prompt, "uniforms": uniforms, "temperature": 0.8})
+text = vocabulary.decode(outputs["tokens"][0])""",
+        limits=f"It was trained to look back over {preprocessing['window']:,} characters; what it writes has the "
+        "style of its source and means nothing.",
+    )
+
+
+def _accuracy(share: float | tuple[float, float]) -> str:
+    if isinstance(share, tuple):
+        return f"{100 * share[0]:.1f} % ± {100 * share[1]:.1f}"
+    return f"{100 * share:.1f} %"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def _parameters(checkpoint: Checkpoint) -> int:
@@ -98,12 +203,18 @@ def _split(parts: Mapping[str, int]) -> str:
     return ", ".join(f"{count:,} for {part}" for part, count in parts.items())
 
 
-def _table(rows: list[tuple[str, float]]) -> str:
-    return "\n".join(f"| {name} | {value:.2f} |" for name, value in rows)
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} seconds of training" if seconds < 120 else f"{seconds / 60:.0f} minutes of training"
 
 
 def _percent(share: float) -> str:
     return f"{100 * share:.0f} %"
+
+
+def _decided(report: Report) -> str:
+    parts = [f"{count:,} {noun}s the same" for noun, count in report.decided().items()]
+    ties = len(report.ties())
+    return "".join(f"; {part}" for part in parts) + (f", {ties} of them ties" if ties else "")
 
 
 def _errors(report: Report) -> str:
@@ -116,14 +227,33 @@ def _files(report: Report) -> str:
     )
 
 
-def results_table(models: Mapping[Cell, tuple[dict[str, Any], Report]]) -> str:
-    """README's table of the shipped models: {cell: (metrics, report)} → Markdown."""
+def results_table(models: Mapping[str, tuple[Mapping[str, Any], float]]) -> str:
+    """README's table of the models of one data set: {name: (metrics, worst difference to torch)} → Markdown, the
+    baselines below them."""
     first = next(iter(models.values()))[0]
-    lines = ["| forecast | mean absolute error | 90 % band holds | worst difference to torch |", "|---|---|---|---|"]
-    for cell, (metrics, report) in models.items():
-        test = metrics["test"]
-        lines.append(
-            f"| {cell.upper()} | {test['mae']:.2f} | {_percent(test['coverage_90'])} | {report.max_abs_error:.1e} |"
-        )
-    lines += [f"| {name} | {mae:.2f} | | |" for name, mae in first["baselines"].items()]
-    return "\n".join(lines)
+    header, score = _SCORES[first["metric"]]
+    rows = [(name, *score(metrics["test"]), f"{error:.1e}") for name, (metrics, error) in models.items()]
+    rows += [(name, *score(value), "") for name, value in first["baselines"].items()]
+    return _table((*header(first["test"]), "worst difference to torch"), rows)
+
+
+# metric → the columns of a test part's scores, and how a model's or a baseline's test score is written in them.
+_SCORES: Mapping[str, tuple[Any, Any]] = {
+    "MAE": (
+        lambda test: ("forecast", "mean absolute error", "90 % band holds"),
+        lambda test: (
+            (f"{test['mae']:.2f}", _percent(test["coverage_90"])) if isinstance(test, dict) else (f"{test:.2f}", "")
+        ),
+    ),
+    "accuracy": (
+        lambda test: ("classifier", *test),
+        lambda test: tuple(
+            _accuracy((part["accuracy"], part["interval"]) if isinstance(part, dict) else part)
+            for part in test.values()
+        ),
+    ),
+    "bits per character": (
+        lambda test: ("model", "bits per character"),
+        lambda test: (f"{test['bits'] if isinstance(test, dict) else test:.3f}",),
+    ),
+}

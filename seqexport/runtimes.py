@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from seqexport.checkpoint import Checkpoint
 
-JSON_METADATA = ("network", "state_map", "preprocessing", "metrics", "data", "versions", "verification")
+JSON_METADATA = ("network", "state_map", "preprocessing", "labels", "metrics", "data", "versions", "verification")
 
 
 class Runtime:
@@ -193,6 +193,7 @@ def checkpoint_metadata(checkpoint: Checkpoint) -> dict[str, Any]:
     named = {
         "task": checkpoint.task,
         "preprocessing": checkpoint.preprocessing,
+        "labels": checkpoint.preprocessing.get("labels"),
         "metrics": checkpoint.metrics,
         "data": checkpoint.data,
     }

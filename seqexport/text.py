@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
@@ -168,3 +168,30 @@ def read_prompt(vocabulary: Vocabulary, prompt: str, window: int | None = None) 
             f"over {window:,}: what lies further back has little influence."
         )
     return tokens, notes
+
+
+def text_feeds(names: Collection[str], preprocessing: Mapping[str, Any], text: str) -> tuple[dict[str, Any], list[str]]:
+    """A text as what a model with the inputs `names` reads, and what a person should know of it, in sentences.
+
+    Raises InputError for a model that reads no text.
+    """
+    if "vocabulary" not in preprocessing or not {"prompt", "tokens"} & set(names):
+        raise InputError(f"The model reads no text; expected values for {', '.join(names)}.")
+    vocabulary = Vocabulary.from_dict(preprocessing["vocabulary"])
+    if "prompt" in names:
+        prompt, notes = read_prompt(vocabulary, text, preprocessing.get("window"))
+        return {"prompt": prompt}, notes
+    tokens, lengths = vocabulary.encode_batch([text])
+    return {"tokens": tokens, **({"lengths": lengths} if "lengths" in names else {})}, []
+
+
+def text_answer(preprocessing: Mapping[str, Any], outputs: Mapping[str, np.ndarray]) -> list[str]:
+    """What the outputs of a model that reads text say in words: labels with their probability, or the text written on,
+    one for each row; nothing for other outputs."""
+    if "probabilities" in outputs and "labels" in preprocessing:
+        labels = preprocessing["labels"]
+        return [f"{labels[row.argmax()]} ({100 * row.max():.1f} %)" for row in outputs["probabilities"]]
+    if "tokens" in outputs and "vocabulary" in preprocessing:
+        vocabulary = Vocabulary.from_dict(preprocessing["vocabulary"])
+        return [vocabulary.decode(row) for row in outputs["tokens"]]
+    return []

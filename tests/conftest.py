@@ -6,6 +6,9 @@ from seqexport import write_checkpoint
 from seqexport.networks import Network
 from seqexport.pipelines import Scaling
 from seqexport.specs import CELLS, NetworkSpec
+from seqexport.text import UNKNOWN, Vocabulary
+
+torch.set_num_threads(1)  # nets as small as these only wait for a second thread
 
 
 def randomised(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
@@ -38,6 +41,37 @@ def save_forecaster(path, cell="gru", seed=0, preprocessing=PREPROCESSING, **opt
     return path
 
 
+def text_network(
+    cell: str = "lstm", vocabulary: int = 30, outputs: int | None = None, seed: int = 0, **options
+) -> Network:
+    """[embedding] → recurrence → head over a vocabulary: a generator, unless `outputs` says how many classes."""
+    options = {"features": 12, "hidden_size": 16, "layers": 2} | options
+    spec = NetworkSpec(cell, vocabulary=vocabulary, outputs=outputs or vocabulary, **options)
+    return randomised(Network(spec), seed)
+
+
+def characters(size: int = 30) -> Vocabulary:
+    return Vocabulary("character", (UNKNOWN, *"abcdefghijklmnopqrstuvwxyz .,!?"[: size - 1]))
+
+
+def save_generator(path, cell="lstm", vocabulary=30, edit=lambda preprocessing: None, **options):
+    network = text_network(cell, vocabulary, **options)
+    preprocessing = {"vocabulary": characters(vocabulary).to_dict(), "window": 20}
+    edit(preprocessing)
+    write_checkpoint(path, network, task="generate", preprocessing=preprocessing, metrics={"m": 1}, data={"name": "t"})
+    return path
+
+
+def save_classifier(
+    path, cell="gru", labels=("no", "yes", "both"), pooling="mean", edit=lambda preprocessing: None, **options
+):
+    network = text_network(cell, outputs=len(labels), pooling=pooling, **options)
+    preprocessing = {"vocabulary": characters().to_dict(), "window": 20, "labels": list(labels)}
+    edit(preprocessing)
+    write_checkpoint(path, network, task="classify", preprocessing=preprocessing, metrics={"m": 1}, data={"name": "t"})
+    return path
+
+
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory):
     """{cell: checkpoint}, each exported once, for the tests that only read."""
@@ -45,6 +79,18 @@ def exported(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("exported")
     paths = {cell: save_forecaster(folder / f"{cell}.pt", cell) for cell in CELLS}
+    for path in paths.values():
+        export(path)
+    return paths
+
+
+@pytest.fixture(scope="session")
+def exported_texts(tmp_path_factory):
+    """A generator's and a classifier's checkpoint, each exported once, for the tests that only read."""
+    from seqexport import export
+
+    folder = tmp_path_factory.mktemp("texts")
+    paths = {"generate": save_generator(folder / "g.pt"), "classify": save_classifier(folder / "c.pt")}
     for path in paths.values():
         export(path)
     return paths

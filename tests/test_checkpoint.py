@@ -5,7 +5,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from conftest import PREPROCESSING, forecaster, randomised, save_forecaster
+from conftest import PREPROCESSING, forecaster, randomised, save_classifier, save_forecaster, save_generator
 from torch import nn
 
 from seqexport import CheckpointError, Choices, UnsupportedError, read_checkpoint
@@ -195,6 +195,21 @@ BAD = {
         "contradicts itself.*spread",
     ),
     "no scaling": (own_format(lambda c: c.update(preprocessing={})), "contradicts itself"),
+    "a vocabulary of another size": (
+        lambda path: save_generator(path, edit=lambda p: p["vocabulary"]["tokens"].pop()),
+        "contradicts itself.*29 tokens, but the network's embedding 30",
+    ),
+    "a vocabulary with half a character": (
+        lambda path: save_generator(
+            path,
+            edit=lambda p: p["vocabulary"].update(tokens=["<unknown>", *(chr(0xD800 + index) for index in range(29))]),
+        ),
+        "contradicts itself.*lone surrogate",
+    ),
+    "no labels": (
+        lambda path: save_classifier(path, edit=lambda p: p.pop("labels")),
+        "contradicts itself.*labels",
+    ),
     "not a forecaster": (own_format(lambda c: c["network"].update(pooling="last")), "contradicts itself.*forecast"),
 }
 

@@ -132,6 +132,45 @@ def test_run_takes_json_files_and_made_arrays(exported, tmp_path, capsys):
     np.testing.assert_allclose(np.load(tmp_path / "out.npz")["path"], results[0], rtol=1e-5)
 
 
+def test_run_takes_text_and_gives_text(exported_texts, capsys):
+    path = exported_texts["generate"]
+    options = ["text=hello A", "uniforms=uniform[1,30]", "temperature=0.7", "--seed", "3"]
+    texts = []
+    for arguments in (["run", str(path.with_suffix(".generate.onnx"))], ["run", str(path), "--pipeline", "generate"]):
+        assert cli.main([*arguments, *options]) == 0
+        said = capsys.readouterr()
+        assert "does not know 'A'" in said.err
+        texts.append(said.out.splitlines()[-1])
+    assert texts[0] == texts[1]
+    assert len(texts[0].removeprefix("text: ")) == 30
+    file = exported_texts["classify"].with_suffix(".classify.onnx")
+    assert cli.main(["run", str(file), "text=well, well", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    label = ["no", "yes", "both"][int(np.argmax(answer["probabilities"][0]))]
+    assert answer["text"][0].startswith(f"{label} (")
+
+
+@pytest.mark.parametrize(
+    ("task", "text", "sentence"),
+    [
+        ("generate", "", "prompt is empty"),
+        ("generate", "\u4f60", "knows none of the prompt's characters"),
+        ("classify", "a\ud800", "lone surrogate"),
+        ("forecast", "a text", "reads no text"),
+    ],
+)
+def test_run_refuses_text_that_says_nothing(exported, exported_texts, capsys, task, text, sentence):
+    path = exported["gru"] if task == "forecast" else exported_texts[task]
+    assert cli.main(["run", str(path.with_suffix(f".{task}.onnx")), f"text={text}"]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_the_verdict_tells_of_tokens_and_ties(exported_texts, capsys):
+    path = exported_texts["generate"]
+    assert cli.main(["verify", str(path), str(path.with_suffix(".generate.onnx"))]) == 0
+    assert "20 of 20 cases agree with torch, 320 tokens the same" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [

@@ -9,7 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from conftest import randomised, save_forecaster
+from conftest import randomised, save_forecaster, save_generator
 from onnx import numpy_helper
 from torch import nn
 
@@ -45,6 +45,59 @@ def test_names_shapes_and_metadata_are_those_of_the_contract(exported, cell):
     assert metadata["verification"]["cases"] >= 8
     assert metadata["versions"]["torch"] == torch.__version__
     assert len(metadata["checkpoint_sha256"]) == 64
+
+
+@pytest.mark.parametrize("task", ["classify", "generate"])
+def test_the_text_pipelines_are_those_of_the_contract(exported_texts, task):
+    pipeline = onnx.load(exported_texts[task].with_suffix(f".{task}.onnx"))
+    state = {"h0": [2, "batch", 16], "c0": [2, "batch", 16]}
+    final = {"hn": [2, "batch", 16], "cn": [2, "batch", 16]}
+    inputs = {
+        "classify": {"tokens": ["batch", "time"], "lengths": ["batch"]},
+        "generate": {
+            "prompt": ["batch", "time"], "uniforms": ["batch", "steps"], "temperature": [], "top_k": [], "top_p": []
+        } | state,
+    }  # fmt: skip
+    outputs = {
+        "classify": {"probabilities": ["batch", 3], "running": ["batch", "time", 3]},
+        "generate": {"tokens": ["batch", "steps"]} | final,
+    }
+    assert declared(pipeline.graph.input) == inputs[task]
+    assert declared(pipeline.graph.output) == outputs[task]
+    onnx.checker.check_model(pipeline, full_check=True)
+    assert [(entry.domain, entry.version) for entry in pipeline.opset_import] == [("", 20)]
+    metadata = seqexport.load(exported_texts[task].with_suffix(".onnx"), pipeline=task).metadata
+    assert (metadata["task"], metadata["part"]) == (task, task)
+    assert metadata["preprocessing"]["vocabulary"]["tokens"][:3] == ["<unknown>", "a", "b"]
+    assert metadata.get("labels") == (["no", "yes", "both"] if task == "classify" else None)
+    optional = {tensor.name: numpy_helper.to_array(tensor) for tensor in pipeline.graph.initializer}
+    defaults = {name: optional[name].item() for name in ("temperature", "top_k", "top_p") if name in optional}
+    assert defaults == ({"temperature": 1, "top_k": 0, "top_p": 1} if task == "generate" else {})
+
+
+def test_plain_onnxruntime_writes_with_nothing_but_a_prompt_and_numbers(exported_texts):
+    file = exported_texts["generate"].with_suffix(".generate.onnx")
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    feeds = {"prompt": np.array([[3, 4]]), "uniforms": np.random.default_rng(0).random((1, 30), np.float32)}
+    tokens = session.run(["tokens"], feeds)[0]
+    asked = {"temperature": np.float32(1), "top_k": np.int64(0), "top_p": np.float32(1)}
+    np.testing.assert_array_equal(
+        session.run(["tokens"], {**feeds, **{k: np.array(v) for k, v in asked.items()}})[0], tokens
+    )
+    assert (
+        seqexport.load(exported_texts["generate"], pipeline="generate").run(feeds)["tokens"].tolist() == tokens.tolist()
+    )
+
+
+@pytest.mark.parametrize("state", ["explicit", "none"])
+def test_a_generators_state_can_be_required_or_left_away(tmp_path, state):
+    path = save_generator(tmp_path / "net.pt", "gru")
+    assert seqexport.export(path, state=state).passed
+    inputs = [(spec.name, spec.optional) for spec in seqexport.load(tmp_path / "net.generate.onnx").inputs]
+    options = [(name, state == "none") for name in ("temperature", "top_k", "top_p")]
+    rest = [("h0", False)] if state == "explicit" else []
+    assert inputs == [("prompt", False), ("uniforms", False), *options, *rest]
+    assert seqexport.verify_files(path, tmp_path / "net.generate.onnx").passed
 
 
 def test_the_loop_is_a_scan_that_shares_its_weights_with_the_reading_of_the_history(exported):

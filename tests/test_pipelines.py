@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 import torch
-from conftest import forecaster
+from conftest import characters, forecaster, text_network
 
 from seqexport import SpecError, UnsupportedError
 from seqexport.networks import Network
-from seqexport.pipelines import Forecast, Scaling, distribution
+from seqexport.pipelines import Classify, Forecast, Generate, Scaling, distribution, make_pipeline
 from seqexport.specs import CELLS, NetworkSpec
 
 
@@ -88,3 +88,235 @@ def test_a_network_that_cannot_roll_on_is_refused(change):
     fields = {"cell": "gru", "features": 1, "hidden_size": 4, "outputs": 2} | change
     with pytest.raises(UnsupportedError, match="one-directional net from 1 number to 2"):
         Forecast(Network(NetworkSpec(**fields)), Scaling())
+
+
+# --- classify
+
+LENGTHS = (9, 1, 4)
+
+
+def classify_alone(network, tokens):
+    """The probabilities of one unpadded text (T,) by the book: the module itself, pooled by its own forward."""
+    y, *_ = network(tokens[None])
+    return torch.softmax(y, -1)[0]
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean", "max"])
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("cell", CELLS)
+@torch.no_grad()
+def test_a_padded_text_is_classified_as_it_is_alone(cell, bidirectional, pooling):
+    network = text_network(cell, outputs=3, pooling=pooling, bidirectional=bidirectional)
+    tokens = torch.randint(0, 30, (3, 9))
+    probabilities, *_ = Classify(network)(tokens, torch.tensor(LENGTHS))
+    for row, length in enumerate(LENGTHS):
+        torch.testing.assert_close(probabilities[row], classify_alone(network, tokens[row, :length]))
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean", "max"])
+@pytest.mark.parametrize("bidirectional", [False, True])
+@torch.no_grad()
+def test_what_stands_after_a_text_changes_nothing(pooling, bidirectional):
+    pipeline = Classify(text_network("lstm", outputs=2, pooling=pooling, bidirectional=bidirectional))
+    tokens, lengths = torch.randint(0, 30, (3, 9)), torch.tensor(LENGTHS)
+    other, longer = tokens.clone(), torch.randint(0, 30, (3, 14))
+    for row, length in enumerate(LENGTHS):
+        other[row, length:] = (tokens[row, length:] + 7) % 30
+        longer[row, :9] = tokens[row]
+    expected, *running = pipeline(tokens, lengths)
+    for changed in (other, longer):
+        found, *after = pipeline(changed, lengths)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+        for a, b in zip(running, after, strict=True):
+            torch.testing.assert_close(b[:, :9], a, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean", "max"])
+@torch.no_grad()
+def test_running_probabilities_are_those_of_the_text_so_far(pooling):
+    pipeline = Classify(text_network("gru", outputs=3, pooling=pooling))
+    tokens, lengths = torch.randint(0, 30, (3, 9)), torch.tensor(LENGTHS)
+    probabilities, running = pipeline(tokens, lengths)
+    assert running.shape == (3, 9, 3)
+    for row, length in enumerate(LENGTHS):
+        for step in range(9):
+            seen = min(step + 1, length)
+            expected = classify_alone(pipeline.network, tokens[row, :seen])
+            torch.testing.assert_close(running[row, step], expected, rtol=0, atol=1e-6)
+        torch.testing.assert_close(probabilities[row], running[row, -1])
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean", "max"])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_what_is_trained_is_what_answers(pooling, bidirectional):
+    pipeline = Classify(text_network("lstm", outputs=2, pooling=pooling, bidirectional=bidirectional))
+    tokens, lengths = torch.randint(0, 30, (3, 9)), torch.tensor(LENGTHS)
+    logits = pipeline.logits(tokens, lengths)
+    torch.testing.assert_close(torch.softmax(logits, -1), pipeline(tokens, lengths)[0], rtol=0, atol=1e-6)
+    logits.sum().backward()
+    assert all(parameter.grad is not None for parameter in pipeline.parameters())
+
+
+# --- generate
+
+
+def write_on(network, prompt, uniforms, temperature=1.0, top_k=0, top_p=1.0):
+    """One text by the book, in numpy: all tokens so far are read again for every step."""
+    tokens = prompt.tolist()
+    for u in uniforms.double().numpy():
+        y, *_ = network(torch.tensor(tokens)[None])
+        logits = y[0, -1].double().numpy()
+        if temperature == 0:
+            tokens.append(int(logits.argmax()))
+            continue
+        p = np.exp((logits - logits.max()) / temperature)
+        p /= p.sum()
+        order = np.argsort(-p)
+        if top_k:
+            p[order[top_k:]] = 0
+            p /= p.sum()
+        before = np.cumsum(p[order]) - p[order]
+        p[order[(before >= top_p) & (np.arange(len(p)) > 0)]] = 0
+        cumulative = np.cumsum(p) / p.sum()
+        tokens.append(int(np.argmax(cumulative > u)))
+    return tokens[len(prompt) :]
+
+
+SETTINGS = [
+    {},
+    {"temperature": 0.6},
+    {"temperature": 0.0},
+    {"top_k": 1},
+    {"top_k": 4},
+    {"top_k": 500},
+    {"top_p": 0.0},
+    {"top_p": 0.7},
+    {"temperature": 1.4, "top_k": 6, "top_p": 0.8},
+]
+
+
+def asked(temperature=1.0, top_k=0, top_p=1.0):
+    return torch.tensor(temperature), torch.tensor(top_k), torch.tensor(top_p)
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize("cell", CELLS)
+@torch.no_grad()
+def test_every_token_is_what_rereading_the_whole_text_gives(cell, settings):
+    pipeline = Generate(text_network(cell))
+    prompt, uniforms = torch.randint(0, 30, (2, 4)), torch.rand(2, 40)
+    tokens, *_ = pipeline(prompt, uniforms, *asked(**settings))
+    assert tokens.dtype == torch.int64
+    for row in range(2):
+        assert tokens[row].tolist() == write_on(pipeline.network, prompt[row], uniforms[row], **settings)
+
+
+@pytest.mark.parametrize("length", [1, 7])
+@pytest.mark.parametrize("cell", CELLS)
+@torch.no_grad()
+def test_a_text_in_chunks_is_the_text_at_once(cell, length):
+    pipeline, options = Generate(text_network(cell)), asked(temperature=0.9, top_p=0.9)
+    prompt, uniforms = torch.randint(0, 30, (2, length)), torch.rand(2, 50)
+    whole, *after = pipeline(prompt, uniforms, *options)
+    state, parts = (), []
+    for chunk in uniforms.split([1, 1, 20, 28], dim=1):
+        tokens, *state = pipeline(prompt, chunk, *options, *state)
+        prompt = tokens[:, -1:]
+        parts.append(tokens)
+    assert torch.equal(torch.cat(parts, 1), whole)
+    for a, b in zip(after, state, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@torch.no_grad()
+def test_the_state_is_from_before_the_last_token_is_read():
+    pipeline = Generate(text_network("gru"))
+    prompt = torch.randint(0, 30, (2, 5))
+    tokens, hn = pipeline(prompt, torch.rand(2, 6), *asked())
+    _, expected = pipeline.network(torch.cat([prompt, tokens[:, :-1]], 1))
+    torch.testing.assert_close(hn, expected)
+
+
+@pytest.mark.parametrize("u", [0.0, 1.0, 1 - 2**-24])
+@torch.no_grad()
+def test_the_ends_of_the_uniform_numbers_pick_tokens_that_are_left(u):
+    pipeline = Generate(text_network("gru"))
+    prompt = torch.randint(0, 30, (64, 3))
+    for settings in SETTINGS:
+        tokens, *_ = pipeline(prompt, torch.full((64, 1), u), *asked(**settings))
+        for row in range(64):
+            last = write_on(pipeline.network, prompt[row], torch.tensor([min(u, 1 - 2**-24)]), **settings)
+            assert tokens[row].tolist() == last
+
+
+@torch.no_grad()
+def test_tokens_come_as_often_as_their_probability_says():
+    pipeline = Generate(text_network("gru", vocabulary=6))
+    prompt, draws = torch.tensor([[1, 2]]).expand(20_000, 2), torch.rand(20_000, 1)
+    tokens, *_ = pipeline(prompt, draws, *asked(temperature=2.0))
+    y, *_ = pipeline.network(torch.tensor([[1, 2]]))
+    expected = torch.softmax(y[0, -1] / 2.0, -1)
+    found = torch.bincount(tokens[:, 0], minlength=6) / 20_000
+    assert (found - expected).abs().max() < 4 * 0.5 / np.sqrt(20_000)
+
+
+@torch.no_grad()
+def test_the_margin_tells_by_how_much_a_token_was_picked():
+    pipeline = Generate(text_network("gru"))
+    tokens = torch.randint(0, 30, (1, 6))
+    y, *_ = pipeline.network(tokens)
+    p = torch.softmax(y[0, -1].double(), -1)
+    edge = float(p.cumsum(0)[12])
+    assert pipeline.margin(tokens, torch.tensor(edge + 3e-4), *asked()) == pytest.approx(3e-4, rel=1e-2)
+    cold = pipeline.margin(tokens, torch.tensor(0.5), *asked(temperature=0.1))
+    q = torch.softmax(y[0, -1].double() / 0.1, -1).cumsum(0)
+    assert cold == pytest.approx(0.1 * float((q[:-1] - 0.5).abs().min()), rel=1e-2)
+    ordered = p.sort(descending=True).values
+    assert pipeline.margin(tokens, torch.tensor(0.5), *asked(top_k=3)) <= float(ordered[2] - ordered[3]) * 1.001
+    shares = ordered.cumsum(0)
+    near = float(shares[4]) + 1e-5
+    assert pipeline.margin(tokens, torch.tensor(0.5), *asked(top_p=near)) <= 1.1e-5
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize("change", [{"bidirectional": True}, {"outputs": 3}, {"pooling": "last"}, {"time_major": True}])
+def test_a_network_that_cannot_write_is_refused(change):
+    fields = {"cell": "gru", "features": 4, "hidden_size": 4, "vocabulary": 9, "outputs": 9} | change
+    with pytest.raises(UnsupportedError, match="one-directional net from a vocabulary to itself"):
+        Generate(Network(NetworkSpec(**fields)))
+
+
+@pytest.mark.parametrize(
+    "change", [{"vocabulary": None}, {"outputs": None}, {"pooling": "every"}, {"time_major": True}]
+)
+def test_a_network_that_cannot_classify_is_refused(change):
+    fields = {"cell": "gru", "features": 4, "hidden_size": 4, "vocabulary": 9, "outputs": 2, "pooling": "mean"}
+    with pytest.raises(UnsupportedError, match="a vocabulary and a head that pools"):
+        Classify(Network(NetworkSpec(**fields | change)))
+
+
+@pytest.mark.parametrize(
+    ("task", "change", "reason"),
+    [
+        ("classify", {"labels": ["one"]}, "expected 3 names"),
+        ("classify", {"labels": ["a", "b", 3]}, "expected 3 names"),
+        (
+            "classify",
+            {"vocabulary": characters(20).to_dict()},
+            "vocabulary has 20 tokens, but the network's embedding 30",
+        ),
+        (
+            "generate",
+            {"vocabulary": characters(20).to_dict()},
+            "vocabulary has 20 tokens, but the network's embedding 30",
+        ),
+        ("generate", {"vocabulary": {"unit": "character"}}, "lacks or garbles"),
+    ],
+)
+def test_preprocessing_that_does_not_fit_its_network_is_refused(task, change, reason):
+    network = text_network(outputs=3, pooling="mean") if task == "classify" else text_network()
+    preprocessing = {"vocabulary": characters().to_dict(), "labels": ["a", "b", "c"]} | change
+    with pytest.raises(SpecError, match=reason):
+        make_pipeline(task, network, preprocessing)

@@ -10,6 +10,7 @@ from conftest import randomised
 from torch import nn
 
 import seqexport
+from seqexport import recurrent
 from seqexport.verification import TOLERANCE, difference
 
 CELLS = {"rnn_tanh": nn.RNN, "rnn_relu": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
@@ -91,12 +92,55 @@ def test_the_operator_itself_gives_what_torch_gives(cell):
     state = tuple(torch.randn(4, 3, HIDDEN) for _ in range(2 if cell == "lstm" else 1))
     operator = getattr(torch.ops.seqexport, cell.partition("_")[0])
     more = (cell[4:],) if cell.startswith("rnn") else ()
-    found = operator(x, *state, net._flat_weights, True, 2, True, *more)
+    found = operator(x, *state, None, net._flat_weights, True, 2, True, *more)
     with torch.no_grad():
         expected = flat(net(x, state if cell == "lstm" else state[0]))
     for a, b in zip(expected, found, strict=True):
         torch.testing.assert_close(a, b)
-    torch.library.opcheck(operator.default, (x, *state, list(net._flat_weights), True, 2, True, *more))
+    for lengths in (None, torch.tensor([6, 1, 4])):
+        arguments = (x, *state, lengths, list(net._flat_weights), True, 2, True, *more)
+        torch.library.opcheck(operator.default, arguments)
+
+
+class WithLengths(nn.Module):
+    """Padded rows read as far as their lengths say, as a pipeline reads them."""
+
+    def __init__(self, recurrence):
+        super().__init__()
+        self.recurrence = recurrence
+
+    def forward(self, x, lengths, *state):
+        y, final = recurrent.as_function(self.recurrence)(x, state, lengths)
+        return y, *final
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("cell", CELLS)
+def test_lengths_are_honoured_as_by_packed_sequences(tmp_path, cell, layers, bidirectional, bias):
+    net = recurrence(cell, layers, bidirectional, bias, False).requires_grad_(False)
+    rows = f"float32[{layers * (1 + bidirectional)},batch,{HIDDEN}]"
+    inputs = {"x": f"float32[time,batch,{FEATURES}]", "lengths": "int64[batch]{1..time}", "h0": rows}
+    inputs |= {"c0": rows} if cell == "lstm" else {}
+
+    class Named(WithLengths):  # torch.export wants each argument named
+        def forward(self, x, lengths, h0, c0=None):
+            return super().forward(x, lengths, *([h0] if c0 is None else [h0, c0]))
+
+    assert seqexport.export(Named(net), tmp_path / "net.onnx", inputs=inputs).passed
+    runtime = seqexport.load(tmp_path / "net.onnx")
+    rng = np.random.default_rng(5)
+    for batch, time, lengths in ((1, 1, [1]), (1, 9, [4]), (4, 8, [3, 8, 1, 6]), (3, 20, [2, 5, 5])):
+        feeds = {spec.name: spec.sample({"batch": batch, "time": time}, rng) for spec in runtime.inputs}
+        feeds["lengths"] = np.array(lengths)
+        x, _, *state = (torch.tensor(array) for array in feeds.values())
+        packed = nn.utils.rnn.pack_padded_sequence(x, torch.tensor(lengths), enforce_sorted=False)
+        y, final = net(packed, tuple(state) if cell == "lstm" else state[0])
+        y, _ = nn.utils.rnn.pad_packed_sequence(y, total_length=time)
+        for expected, array in zip([y, *flat(final)], runtime.run(feeds).values(), strict=True):
+            error, note = difference(expected.numpy(), array)
+            assert error <= TOLERANCE, (batch, time, error, note)
 
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")

@@ -6,6 +6,7 @@ from conftest import save_forecaster
 import seqexport
 from seqexport import FileError, InputError, UnsupportedError
 from seqexport.specs import CELLS
+from seqexport.text import Vocabulary
 from seqexport.verification import TOLERANCE, difference
 
 
@@ -24,6 +25,73 @@ def test_both_runtimes_draw_the_same_paths_from_the_same_noise(exported, cell):
     assert list(reference) == list(found)
     for name, array in reference.items():
         assert difference(array, found[name])[0] <= TOLERANCE
+
+
+@pytest.mark.parametrize("settings", [{}, {"temperature": 0.8, "top_k": 5}, {"top_p": 0.9}], ids=str)
+def test_a_text_at_once_in_chunks_and_in_torch_is_the_same(exported_texts, settings):
+    path = exported_texts["generate"]
+    rng = np.random.default_rng(7)
+    feeds = {"prompt": rng.integers(0, 30, (1, 6)), "uniforms": rng.random((1, 500), np.float32), **settings}
+    fast = seqexport.load(path.with_suffix(".onnx"), pipeline="generate")
+    slow = seqexport.load(path, pipeline="generate")
+    whole = fast.run(feeds)["tokens"]
+    assert whole.shape == (1, 500)
+    np.testing.assert_array_equal(slow.run(feeds)["tokens"], whole)
+    for runtime in (fast, slow):
+        state, prompt, parts = {}, feeds["prompt"], []
+        for chunk in np.split(feeds["uniforms"], 5, axis=1):
+            outputs = runtime.run({**feeds, "prompt": prompt, "uniforms": chunk, **state})
+            prompt = outputs["tokens"][:, -1:]
+            state = {"h0": outputs["hn"], "c0": outputs["cn"]}
+            parts.append(outputs["tokens"])
+        np.testing.assert_array_equal(np.concatenate(parts, 1), whole)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".onnx"])
+def test_a_text_in_a_batch_is_classified_as_it_is_alone(exported_texts, suffix):
+    runtime = seqexport.load(exported_texts["classify"].with_suffix(suffix), pipeline="classify")
+    vocabulary = Vocabulary.from_dict(runtime.metadata["preprocessing"]["vocabulary"])
+    texts = ["a", "what is this?", "", "no. never mind the weather"]
+    tokens, lengths = vocabulary.encode_batch(texts)
+    together = runtime.run({"tokens": tokens, "lengths": lengths})
+    for row, text in enumerate(texts):
+        tokens, lengths = vocabulary.encode_batch([text])
+        alone = runtime.run({"tokens": tokens, "lengths": lengths})
+        assert difference(alone["probabilities"][0], together["probabilities"][row])[0] <= TOLERANCE
+        assert difference(alone["running"][0], together["running"][row, : lengths[0]])[0] <= TOLERANCE
+
+
+BAD_PROMPTS = {
+    "a token beyond the vocabulary": ({"prompt": [[30]]}, "'prompt' is 30; expected 0 to 29"),
+    "a negative token": ({"prompt": [[3, -1]]}, "goes from -1 to 3"),
+    "no prompt": ({"prompt": np.zeros((1, 0), int)}, "nothing along 'time'"),
+    "no steps": ({"uniforms": np.zeros((1, 0))}, "nothing along 'steps'"),
+    "uniforms beyond 1": ({"uniforms": [[0.5, 1.5]]}, "from 0.5 to 1.5; expected 0.0 to 1.0"),
+    "a negative temperature": ({"temperature": -0.1}, "'temperature' is -0.1"),
+    "a temperature that is not a number": ({"temperature": np.nan}, "NaN"),
+    "a negative top_k": ({"top_k": -1}, "'top_k' is -1"),
+    "half a top_k": ({"top_k": 1.5}, "'top_k' is float64"),
+    "a top_p beyond 1": ({"top_p": 1.1}, "'top_p' is 1.1"),
+    "an array of temperatures": ({"temperature": [1.0, 2.0]}, r"has the shape \[2\]"),
+    "floats as a prompt": ({"prompt": [[1.0]]}, "float64"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_PROMPTS)
+@pytest.mark.parametrize("suffix", [".pt", ".onnx"])
+def test_a_bad_question_to_a_generator_gets_a_sentence(exported_texts, name, suffix):
+    change, sentence = BAD_PROMPTS[name]
+    runtime = seqexport.load(exported_texts["generate"].with_suffix(suffix), pipeline="generate")
+    with pytest.raises(InputError, match=sentence):
+        runtime.run({"prompt": [[1]], "uniforms": [[0.5]], **change})
+
+
+@pytest.mark.parametrize("lengths", [[0], [4], [1, 1]])
+@pytest.mark.parametrize("suffix", [".pt", ".onnx"])
+def test_lengths_beyond_the_tokens_are_refused(exported_texts, lengths, suffix):
+    runtime = seqexport.load(exported_texts["classify"].with_suffix(suffix), pipeline="classify")
+    with pytest.raises(InputError, match="'lengths'"):
+        runtime.run({"tokens": [[1, 2, 3]], "lengths": lengths})
 
 
 def test_a_state_given_in_part_is_zero_for_the_rest(exported):

@@ -1,15 +1,18 @@
 """The verifier is itself verified: what is wrong with a graph must be found."""
 
+from functools import partial
+
 import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import forecaster, save_forecaster
+from conftest import forecaster, save_classifier, save_forecaster, save_generator
 from onnx import numpy_helper
 
 import seqexport
 from seqexport import ParityError, exporter, graphs, recurrent
-from seqexport.verification import SIZES, Outcome, Report, difference, require
+from seqexport.runtimes import Runtime
+from seqexport.verification import SIZES, Case, Decision, Outcome, Report, Subject, difference, require, verify
 
 
 def test_the_cases_hold_what_users_run():
@@ -188,6 +191,133 @@ def test_a_pipeline_that_does_something_else_is_caught(tmp_path, spoil):
     spoil(part.module)
     outcomes = exporter._verify_part(part, exporter.OnnxRuntime(part.path), exporter.plan(part.subject))
     assert not Report(tuple(outcomes)).passed
+
+
+def spoilt_forward(change):
+    """A pipeline whose forward gets other arguments than it was given."""
+
+    def spoil(pipeline):
+        forward = pipeline.forward
+        pipeline.forward = lambda *arguments: forward(*change(list(arguments)))
+
+    return spoil
+
+
+def with_argument(index, change):
+    def changed(arguments):
+        arguments[index] = change(arguments[index])
+        return arguments
+
+    return spoilt_forward(changed)
+
+
+GENERATE = {
+    "temperature ignored": with_argument(2, torch.ones_like),
+    "top-k ignored": with_argument(3, torch.zeros_like),
+    "top-p ignored": with_argument(4, torch.ones_like),
+    "uniforms off by 1e-2": with_argument(1, lambda u: (u + 1e-2).clamp(max=1)),
+    "state ignored": spoilt_forward(lambda arguments: [*arguments[:5], *(part * 0 for part in arguments[5:])]),
+    "the prompt's last token only": with_argument(0, lambda prompt: prompt[:, -1:]),
+    "the vocabulary shifted by one": with_argument(0, lambda prompt: (prompt + 1) % 30),
+}
+CLASSIFY = {
+    "lengths ignored": with_argument(1, lambda lengths: lengths * 0 + lengths.max()),
+    "lengths off by one": with_argument(1, lambda lengths: (lengths - 1).clamp(min=1)),
+    "the vocabulary shifted by one": with_argument(0, lambda tokens: (tokens + 1) % 30),
+}
+
+
+@pytest.mark.parametrize(
+    ("task", "name"), [("generate", name) for name in GENERATE] + [("classify", name) for name in CLASSIFY]
+)
+def test_a_text_pipeline_that_does_something_else_is_caught(exported_texts, task, name):
+    checkpoint = seqexport.read_checkpoint(exported_texts[task])
+    path = exported_texts[task].with_suffix(".onnx")
+    part = exporter._checkpoint_parts(checkpoint, path, "optional")[0][1]
+    candidate = exporter.OnnxRuntime(part.path)
+    cases = exporter.plan(part.subject)
+    assert Report(tuple(exporter._verify_part(part, candidate, cases))).passed
+    {"generate": GENERATE, "classify": CLASSIFY}[task][name](part.module)
+    assert not Report(tuple(exporter._verify_part(part, candidate, cases))).passed
+
+
+@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
+@pytest.mark.parametrize("options", [{"layers": 1}, {"layers": 3}, {"bidirectional": True, "layers": 1}], ids=str)
+def test_text_pipelines_of_every_cell_are_exported_and_verified(tmp_path, cell, options):
+    for pooling in ("last", "mean", "max"):
+        report = seqexport.export(save_classifier(tmp_path / "c.pt", cell, pooling=pooling, **options))
+        assert report.passed
+        assert report.decided()["label"] > 30
+    if "bidirectional" not in options:
+        report = seqexport.export(save_generator(tmp_path / "g.pt", cell, **options))
+        assert report.passed
+        assert report.decided() == {"token": 320}
+        assert report.ties() == []
+
+
+class Fixed(Runtime):
+    """Gives the same outputs whatever it is fed."""
+
+    inputs, metadata = (), {}
+
+    def __init__(self, **outputs):
+        self.outputs, self.output_names = outputs, tuple(outputs)
+
+    def run(self, feeds):
+        return self.outputs
+
+
+def compare_tokens(expected, found, margin, hn=(0.0, 0.0)):
+    """One case of two rows of tokens, decided by `margin` at every place; hn is 0 in the reference."""
+    tokens = Decision("tokens", "token", lambda tokens: tokens, lambda *_: margin, leads_on=True)
+    state = np.zeros((1, 2, 1), np.float32)
+    other = np.array(hn, np.float32).reshape(1, 2, 1)
+    (outcome,) = verify(
+        Subject("generate", (), decisions=(tokens,)),
+        Fixed(tokens=np.array(expected), hn=state),
+        Fixed(tokens=np.array(found), hn=other),
+        [Case("a case", {})],
+    )
+    return outcome
+
+
+def test_a_token_that_differs_fails_unless_the_reference_was_undecided():
+    alike = compare_tokens([[1, 2, 3], [4, 5, 6]], [[1, 2, 3], [4, 5, 6]], margin=np.nan)
+    assert alike.passed(5e-6)
+    assert (alike.decided, alike.ties) == ({"token": 6}, ())
+    wrong = compare_tokens([[1, 2, 3], [4, 5, 6]], [[1, 9, 9], [4, 5, 6]], margin=1e-4)
+    assert not wrong.passed(5e-6)
+    assert wrong.notes[0] == "a case: token [0, 1] is 9, not 2, decided by a margin of 1.0e-04"
+    tie = compare_tokens([[1, 2, 3], [4, 5, 6]], [[1, 9, 9], [4, 5, 6]], margin=1e-6)
+    assert tie.passed(5e-6)
+    assert tie.ties == ("a case: token [0, 1] is 9, not 2, decided by a margin of 1.0e-06",)
+
+
+def test_after_a_tie_only_its_row_is_left_out():
+    parted = compare_tokens([[1, 2], [4, 5]], [[1, 9], [4, 5]], margin=0.0, hn=(7.0, 0.0))
+    assert parted.passed(5e-6)
+    elsewhere = compare_tokens([[1, 2], [4, 5]], [[1, 9], [4, 5]], margin=0.0, hn=(7.0, 1e-3))
+    assert not elsewhere.passed(5e-6)
+    assert elsewhere.errors["hn"] == pytest.approx(1e-3)
+
+
+def test_a_margin_that_is_not_a_number_is_no_tie():
+    assert not compare_tokens([[1], [2]], [[3], [2]], margin=np.nan).passed(5e-6)
+
+
+@pytest.mark.parametrize("found", [np.array([[1, 2], [4, 5]], np.int32), np.array([[1], [4]])])
+def test_tokens_of_another_type_or_shape_fail(found):
+    assert not compare_tokens([[1, 2], [4, 5]], found, margin=0.0).passed(5e-6)
+
+
+@pytest.mark.parametrize(("found", "passes", "ties"), [(0.5000001, True, 1), (0.51, False, 1), (0.4999999, True, 0)])
+def test_a_label_on_the_edge_is_a_tie_and_elsewhere_a_failure(found, passes, ties):
+    margin = partial(exporter._label_margin, "probabilities")
+    decision = Decision("probabilities", "label", lambda p: p.argmax(-1), margin)
+    reference = Fixed(probabilities=np.array([[0.50000006, 0.49999994]], np.float32))
+    candidate = Fixed(probabilities=np.array([[1 - found, found]], np.float32))
+    (outcome,) = verify(Subject("classify", (), decisions=(decision,)), reference, candidate, [Case("edge", {})])
+    assert (outcome.passed(5e-6), len(outcome.ties)) == (passes, ties)
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
