@@ -183,6 +183,7 @@ def _pipeline_subject(pipeline: Pipeline, inputs: tuple[TensorSpec, ...], state_
 SAMPLING: tuple[Mapping[str, float], ...] = (
     {},
     {"temperature": 0.7},
+    {"temperature": 0.0},
     {"top_k": 5},
     {"top_p": 0.8},
     {"temperature": 1.3, "top_k": 7, "top_p": 0.9},

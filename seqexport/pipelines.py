@@ -269,24 +269,42 @@ class Generate(Pipeline):
         top_p: Tensor,
         *state: Tensor,
     ) -> float:
-        """By how much the choice after `tokens` (1, T) was decided: the change of a probability, or of u (), from
-        which on another token would be picked. At a low temperature a change of the logits moves probabilities by
-        more, so it is given times the temperature."""
+        """By how much the choice after `tokens` (1, T) was decided: the least change, of a logit or of a cumulative
+        probability, from which on another token would be picked.
+
+        If every logit changes by up to d, the log-odds of a sum of probabilities change by up to 2 d / temperature,
+        which is turned around here.
+        """
         read, answer = self.network.as_functions()
         y, _ = read(tokens.transpose(0, 1), state or self.network.zero_state(1))
         temperature = temperature.double().clamp(min=COLDEST)
-        p = torch.softmax(answer(y[-1, 0]).double() / temperature, -1)  # (V,)
-        ordered, size = p.sort(descending=True).values, len(p)
+        logits = answer(y[-1, 0]).double() / temperature  # (V,)
+        ordered, size = logits.sort(descending=True).values, len(logits)
         count = min(int(top_k), size) or size
-        gaps = [ordered[count - 1] - ordered[count]] if count < size else []
-        if top_p < 1:
-            shares = ordered[:count].cumsum(0) / ordered[:count].sum()
-            gaps.append((shares - top_p).abs().min())
-        filtered = count < size or bool(top_p < 1)
-        count_, top_p_ = torch.tensor(count), top_p.double()
-        cumulative = _cumulative_of_likeliest(p, count_, top_p_) if filtered else _cumulative(p, count_, top_p_)
-        gaps.append((cumulative[:-1] - u.double()).abs().min())
-        return float(torch.stack(gaps).min() * temperature.clamp(max=1))
+
+        def apart(logits: Tensor, edge: Tensor) -> Tensor:
+            """The margin between the cumulative distribution and the number that it is held against."""
+            odds, edge = _log_odds(logits), edge.double().clamp(1e-15, 1 - 1e-15)
+            by_logits = temperature * (odds - edge.logit()).abs() / 2
+            return torch.minimum(by_logits, (odds.sigmoid() - edge).abs()).min()
+
+        margins, left = [], logits
+        if count < size:
+            margins.append(temperature * (ordered[count - 1] - ordered[count]) / 2)
+        if top_p < 1 and count > 1:
+            margins.append(apart(ordered[:count], top_p))
+        if count < size or top_p < 1:
+            p = torch.softmax(logits, -1)
+            steps = _cumulative_of_likeliest(p, torch.tensor(count), top_p.double()).diff(prepend=p.new_zeros(1))
+            left = torch.where(steps > 0, logits, -torch.inf)
+        margins.append(apart(left, u))
+        return float(torch.stack(margins).min())
+
+
+def _log_odds(logits: Tensor) -> Tensor:
+    """logits (V,) → the log-odds of the first 1, 2, … V - 1 of their probabilities together (V - 1,)."""
+    before, after = logits.logcumsumexp(0), logits.flip(0).logcumsumexp(0).flip(0)
+    return before[:-1] - after[1:]
 
 
 def _cumulative(p: Tensor, count: Tensor, top_p: Tensor) -> Tensor:

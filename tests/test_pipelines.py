@@ -268,13 +268,19 @@ def test_the_margin_tells_by_how_much_a_token_was_picked():
     p = torch.softmax(y[0, -1].double(), -1)
     edge = float(p.cumsum(0)[12])
     assert pipeline.margin(tokens, torch.tensor(edge + 3e-4), *asked()) == pytest.approx(3e-4, rel=1e-2)
-    cold = pipeline.margin(tokens, torch.tensor(0.5), *asked(temperature=0.1))
-    q = torch.softmax(y[0, -1].double() / 0.1, -1).cumsum(0)
-    assert cold == pytest.approx(0.1 * float((q[:-1] - 0.5).abs().min()), rel=1e-2)
+    for temperature in (0.5, 0.1):  # the log-odds of each sum, a logit's change counting twice
+        q = torch.softmax(y[0, -1].double() / temperature, -1).cumsum(0)[:-1]
+        odds = 0.5 * temperature * (torch.log(q / (1 - q)) - np.log(0.3 / 0.7)).abs()
+        expected = float(torch.minimum((q - 0.3).abs(), odds).min())
+        found = pipeline.margin(tokens, torch.tensor(0.3), *asked(temperature=temperature))
+        assert found == pytest.approx(expected, rel=1e-3)
+    # At a temperature of 0 it is half the distance of the two likeliest logits.
+    first, second = y[0, -1].topk(2).values
+    found = pipeline.margin(tokens, torch.tensor(0.3), *asked(temperature=0.0))
+    assert found == pytest.approx(float(first - second) / 2, rel=1e-3)
     ordered = p.sort(descending=True).values
-    assert pipeline.margin(tokens, torch.tensor(0.5), *asked(top_k=3)) <= float(ordered[2] - ordered[3]) * 1.001
-    shares = ordered.cumsum(0)
-    near = float(shares[4]) + 1e-5
+    assert pipeline.margin(tokens, torch.tensor(0.5), *asked(top_k=3)) <= float((ordered[2] / ordered[3]).log()) / 1.999
+    near = float(ordered.cumsum(0)[4]) + 1e-5
     assert pipeline.margin(tokens, torch.tensor(0.5), *asked(top_p=near)) <= 1.1e-5
 
 
