@@ -212,6 +212,15 @@ def _inspect(options: argparse.Namespace) -> int:
     return 0
 
 
+def _printable(value: Any) -> str:
+    """What a file holds must not steer the terminal: line ends and control characters are shown as escapes."""
+    text = str(value)
+    return text if text.isprintable() else repr(text)
+
+
+SHOWN = 20  # entries of a list, such as a vocabulary's tokens, that a terminal shows
+
+
 def _print_entry(console: Console, name: str, value: Any, depth: int = 0) -> None:
     label = f"{'  ' * depth}{name}"
     if isinstance(value, dict):
@@ -220,8 +229,9 @@ def _print_entry(console: Console, name: str, value: Any, depth: int = 0) -> Non
             _print_entry(console, str(key), part, depth + 1)
         return
     if isinstance(value, list):
-        value = ", ".join(map(str, value))
-    console.print(f"{label:<24} {value}", highlight=False, markup=False, soft_wrap=True)
+        more = f" … ({len(value):,} in all; --json has them)" if len(value) > SHOWN else ""
+        value = ", ".join(map(_printable, value[:SHOWN])) + more
+    console.print(f"{label:<24} {_printable(value)}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _run(options: argparse.Namespace) -> int:

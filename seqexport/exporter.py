@@ -115,10 +115,7 @@ def _refuse_to_overwrite(source: Path, parts: Sequence[Part]) -> None:
 
 def _checkpoint_parts(checkpoint: Checkpoint, path: Path, state: State) -> tuple[list[Part], dict[str, Any]]:
     spec, network = checkpoint.spec, checkpoint.network()
-    metadata = checkpoint_metadata(checkpoint)
     state_map = spec.state_map if state != "none" else {}
-    if not state_map:
-        metadata.pop("state_map")
     causal = not spec.bidirectional
     subject = Subject(
         "network",
@@ -128,12 +125,12 @@ def _checkpoint_parts(checkpoint: Checkpoint, path: Path, state: State) -> tuple
         per_step={"y": spec.input.dims.index("time")} if spec.pooling == "every" else {},
         unchunked=("y",) if spec.pooling in ("mean", "max") else (),
     )
-    parts = [Part(subject, network, spec.output_names, path, metadata | {"part": "network"})]
+    parts = [Part(subject, network, spec.output_names, path, _about(checkpoint, subject))]
     if checkpoint.task:
         pipeline = checkpoint.pipeline(checkpoint.task)
         subject = _pipeline_subject(pipeline, _stated(pipeline.inputs, spec, state), state_map)
         target = pipeline_path(path, pipeline.name)
-        parts.append(Part(subject, pipeline, pipeline.output_names, target, metadata | {"part": pipeline.name}))
+        parts.append(Part(subject, pipeline, pipeline.output_names, target, _about(checkpoint, subject)))
     found = f"{checkpoint.task}: {spec}" if checkpoint.task else str(spec)
     return parts, {
         "source": str(checkpoint.path),
@@ -141,6 +138,14 @@ def _checkpoint_parts(checkpoint: Checkpoint, path: Path, state: State) -> tuple
         "notes": checkpoint.notes,
         "unused": checkpoint.unused,
     }
+
+
+def _about(checkpoint: Checkpoint, subject: Subject) -> dict[str, Any]:
+    """The metadata of one graph: that of the checkpoint, with a state map only where the graph has a state."""
+    metadata = checkpoint_metadata(checkpoint) | {"part": subject.part}
+    if not subject.state_map:
+        del metadata["state_map"]
+    return metadata
 
 
 def _stated(inputs: Sequence[TensorSpec], spec: NetworkSpec, state: State) -> tuple[TensorSpec, ...]:

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import save_forecaster
+from conftest import save_forecaster, save_generator
 from torch import nn
 
 from seqexport import FileError, cli, exporter
@@ -99,6 +99,18 @@ def test_inspect_tells_of_checkpoints_and_onnx_files(exported, capsys):
     assert found["inputs"]["h0"] == "float32[2,batch,16], optional"
     assert cli.main(["inspect", str(exported["lstm"].with_suffix(".onnx"))]) == 0
     assert "float32[batch,time,1]" in capsys.readouterr().out
+
+
+def test_inspect_shows_the_beginning_of_a_vocabulary_and_no_control_characters(tmp_path, capsys):
+    path = save_generator(
+        tmp_path / "net.pt",
+        edit=lambda p: p["vocabulary"].update(tokens=["<unknown>", "\n", "\x1b", *"abcdefghijklmnopqrstuvwxyz0"]),
+    )
+    assert cli.main(["inspect", str(path)]) == 0
+    shown = capsys.readouterr().out
+    assert "<unknown>, '\\n', '\\x1b', a, b" in shown
+    assert "… (30 in all; --json has them)" in shown
+    assert "\x1b" not in shown
 
 
 def test_a_damaged_onnx_file_is_shown_or_refused_with_a_sentence(exported, tmp_path):

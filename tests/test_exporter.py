@@ -69,6 +69,7 @@ def test_the_text_pipelines_are_those_of_the_contract(exported_texts, task):
     metadata = seqexport.load(exported_texts[task].with_suffix(".onnx"), pipeline=task).metadata
     assert (metadata["task"], metadata["part"]) == (task, task)
     assert metadata["preprocessing"]["vocabulary"]["tokens"][:3] == ["<unknown>", "a", "b"]
+    assert metadata.get("state_map") == ({"h0": "hn", "c0": "cn"} if task == "generate" else None)
     assert metadata.get("labels") == (["no", "yes", "both"] if task == "classify" else None)
     optional = {tensor.name: numpy_helper.to_array(tensor) for tensor in pipeline.graph.initializer}
     defaults = {name: optional[name].item() for name in ("temperature", "top_k", "top_p") if name in optional}
