@@ -12,12 +12,14 @@ import pytest
 
 import demo
 from seqexport.errors import FileError, InputError
+from tabs import forecast, racing
+from tabs.racing import Column
 
 ROOT = Path(demo.__file__).parent
 # Gradio leaves event loops and their sockets to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed (event loop|<socket):ResourceWarning")
 QUESTION = {
-    "source": demo.SUNSPOTS,
+    "source": forecast.SUNSPOTS,
     "start": 1976,
     "text": "",
     "cell": "GRU",
@@ -39,7 +41,7 @@ def collect_loops() -> Iterator[None]:
 
 @pytest.mark.parametrize("text", ["1, 2.5, -3e1", "1 2.5\t-30", "1\n2.5\n-30\n", " 1;2.5 ,, -30 "])
 def test_parse_series_separators(text: str) -> None:
-    values = demo.parse_series(text)
+    values = forecast.parse_series(text)
     assert values.dtype == np.float32
     np.testing.assert_array_equal(values, [1, 2.5, -30])
 
@@ -58,28 +60,28 @@ def test_parse_series_separators(text: str) -> None:
 )
 def test_parse_series_refuses(text: str, sentence: str) -> None:
     with pytest.raises(InputError) as error:
-        demo.parse_series(text)
+        forecast.parse_series(text)
     assert sentence in str(error.value)
 
 
 def test_parse_series_takes_the_most() -> None:
-    assert len(demo.parse_series("1 " * demo.MAX_VALUES)) == demo.MAX_VALUES
+    assert len(forecast.parse_series("1 " * forecast.MAX_VALUES)) == forecast.MAX_VALUES
 
 
 @pytest.mark.parametrize("value", [0, 601, -1, 1.5, float("nan"), float("inf"), None, "12", True, [3]])
 def test_whole_refuses(value: object) -> None:
     with pytest.raises(InputError, match=r"^The horizon is .*; expected a whole number from 1 to 600\.$"):
-        demo.whole("horizon", value, 1, 600)
+        racing.whole("horizon", value, 1, 600)
 
 
 def test_noise_is_repeatable_and_first_path_central() -> None:
-    noise = demo.draw_noise(50, 40, seed=1)
+    noise = forecast.draw_noise(50, 40, seed=1)
     assert noise.shape == (1, 51, 40)
     assert noise.dtype == np.float32
     assert not noise[:, 0].any()
     assert abs(noise[:, 1:].std() - 1) < 0.05
-    np.testing.assert_array_equal(noise, demo.draw_noise(50, 40, seed=1))
-    assert (noise[:, 1:] != demo.draw_noise(50, 40, seed=2)[:, 1:]).any()
+    np.testing.assert_array_equal(noise, forecast.draw_noise(50, 40, seed=1))
+    assert (noise[:, 1:] != forecast.draw_noise(50, 40, seed=2)[:, 1:]).any()
 
 
 class Recorder:
@@ -96,26 +98,30 @@ class Recorder:
 
 def test_race_feeds_all_the_same_and_warms_up() -> None:
     entrants = {("torch", True): Recorder(), ("torch", False): Recorder(), ("onnxruntime", None): Recorder()}
-    noise = demo.draw_noise(5, 10, seed=0)
-    results = demo.race(entrants, {"history": np.ones((1, 4), np.float32), "noise": noise}, seconds=60)
+    noise = forecast.draw_noise(5, 10, seed=0)
+    results = racing.take_turns(entrants, {"history": np.ones((1, 4), np.float32), "noise": noise}, seconds=60)
     assert {len(entrant.fed) for entrant in entrants.values()} == {26}  # one to warm up, the others to measure
     assert all(fed is noise for entrant in entrants.values() for fed in entrant.fed)
-    assert all(paths.shape == (6, 10) and took >= 0 for paths, took in results.values())
+    assert all(outputs["path"].shape == (1, 6, 10) and took >= 0 for outputs, took in results.values())
 
 
 def test_race_ends_after_three_slow_turns() -> None:
     entrant = Recorder()
-    demo.race({("torch", True): entrant}, {"noise": np.zeros((1, 2, 2), np.float32)}, seconds=0.0)
+    racing.take_turns({("torch", True): entrant}, {"noise": np.zeros((1, 2, 2), np.float32)}, seconds=0.0)
     assert len(entrant.fed) == 4
+
+
+def column(runtime: str, paths: np.ndarray, milliseconds: float) -> Column:
+    return Column(runtime, {"path": paths[None]}, milliseconds, "")
 
 
 @pytest.mark.parametrize(("offset", "same"), [(0.0, True), (0.009, True), (0.02, False), (float("nan"), False)])
 def test_no_speed_where_answers_differ(offset: float, same: bool) -> None:
     paths = np.full((3, 4), 100, np.float32)
-    numbers = demo.compare(demo.Answer("torch", paths, 6.0, ""), demo.Answer("onnxruntime", paths + offset, 2.0, ""))
+    numbers = forecast.compare(column("torch", paths, 6.0), column("onnxruntime", paths + offset, 2.0))
     assert numbers["same"] is same
     assert numbers["speed_up"] == (3.0 if same else None)
-    text = demo.say(numbers) + demo.show(numbers["left"]) + demo.show(numbers["right"])
+    text = forecast.say(numbers) + forecast.show(numbers["left"]) + forecast.show(numbers["right"])
     assert ("3.0 times as fast" in text) is same
     assert (" ms" in text) is same
     assert ("no speed is shown" in text) is not same
@@ -130,8 +136,8 @@ def test_no_speed_where_answers_differ(offset: float, same: bool) -> None:
 )
 def test_sentence_of_the_result(left: float, right: float, sentence: str) -> None:
     paths = np.ones((3, 4), np.float32)
-    numbers = demo.compare(demo.Answer("torch", paths, left, ""), demo.Answer("onnxruntime", paths, right, ""))
-    assert sentence in demo.say(numbers)
+    numbers = forecast.compare(column("torch", paths, left), column("onnxruntime", paths, right))
+    assert sentence in forecast.say(numbers)
 
 
 def test_import_does_no_work() -> None:
@@ -141,13 +147,13 @@ def test_import_does_no_work() -> None:
 
 
 def test_missing_models_are_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "EXPORTED", tmp_path)
-    for cached in (demo.sunspots, demo.load_runtime):
+    monkeypatch.setattr(racing, "EXPORTED", tmp_path)
+    for cached in (forecast.sunspots, racing.load_runtime):
         cached.cache_clear()
     with pytest.raises(FileError, match=r"run python -m training\.publish\.$"):
-        demo.sunspots()
+        forecast.sunspots()
     with pytest.raises(gr.Error, match=r"run python -m training\.publish\."):
-        demo.forecast(**QUESTION)
+        forecast.forecast(**QUESTION)
     assert any(
         "python -m training.publish" in str(block.value)
         for block in demo.build().blocks.values()
@@ -155,9 +161,9 @@ def test_missing_models_are_one_sentence(tmp_path: Path, monkeypatch: pytest.Mon
     )
 
 
-@pytest.mark.parametrize("cell", demo.CELLS)
+@pytest.mark.parametrize("cell", forecast.CELLS)
 def test_forecast_gives_the_same_in_both_columns(cell: str) -> None:
-    lead, left, left_plot, right, right_plot, numbers = demo.forecast(**QUESTION | {"cell": cell})
+    lead, left, left_plot, right, right_plot, numbers = forecast.forecast(**QUESTION | {"cell": cell})
     assert numbers["same"]
     assert numbers["difference"] <= 1e-5
     assert numbers["speed_up"] > 0
@@ -175,42 +181,42 @@ def test_forecast_gives_the_same_in_both_columns(cell: str) -> None:
 
 
 def test_truth_follows_the_history() -> None:
-    months, values = demo.sunspots()
-    series = demo.cut_sunspots(1990, 24, 360)
+    months, values = forecast.sunspots()
+    series = forecast.cut_sunspots(1990, 24, 360)
     start = months.index("1990-01")
     np.testing.assert_array_equal(series.history, values[start - 360 : start])
     np.testing.assert_array_equal(series.truth, values[start : start + 24])
     assert series.times(360, 361)[0] == pytest.approx(1990)
-    assert len(demo.cut_sunspots(demo.start_years()[1], 600, 360).truth) < 600
+    assert len(forecast.cut_sunspots(forecast.start_years()[1], 600, 360).truth) < 600
 
 
 def test_start_years_lie_in_the_last_fifth() -> None:
-    months, _ = demo.sunspots()
-    first, last = demo.start_years()
-    assert first <= demo.OPENING_YEAR <= last
+    months, _ = forecast.sunspots()
+    first, last = forecast.start_years()
+    assert first <= forecast.OPENING_YEAR <= last
     assert months.index(f"{first}-01") >= 0.8 * len(months) > months.index(f"{first - 1}-01")
 
 
 def test_pasted_values_have_no_truth() -> None:
     text = ", ".join(f"{value:.1f}" for value in SINES)
-    lead, *_, numbers = demo.forecast(**QUESTION | {"source": demo.PASTED, "text": text})
+    lead, *_, numbers = forecast.forecast(**QUESTION | {"source": forecast.PASTED, "text": text})
     assert "score" not in numbers
     assert "known since" not in lead
     assert numbers["same"]
 
 
-@pytest.mark.parametrize("text", ["1 2", "0 0 0 0", "-5 -1000000000 1000000000", "7 " * demo.MAX_VALUES])
+@pytest.mark.parametrize("text", ["1 2", "0 0 0 0", "-5 -1000000000 1000000000", "7 " * forecast.MAX_VALUES])
 def test_unusual_series_are_answered(text: str) -> None:
-    assert demo.forecast(**QUESTION | {"source": demo.PASTED, "text": text})[-1]["same"]
+    assert forecast.forecast(**QUESTION | {"source": forecast.PASTED, "text": text})[-1]["same"]
 
 
 def test_largest_question_is_answered() -> None:
-    numbers = demo.forecast(**QUESTION | {"horizon": demo.MAX_HORIZON, "paths": demo.MAX_PATHS})[-1]
-    assert len(numbers["right"]["central"]) == demo.MAX_HORIZON
+    numbers = forecast.forecast(**QUESTION | {"horizon": forecast.MAX_HORIZON, "paths": forecast.MAX_PATHS})[-1]
+    assert len(numbers["right"]["central"]) == forecast.MAX_HORIZON
 
 
 def test_same_runtime_twice_is_no_race() -> None:
-    lead, *_, numbers = demo.forecast(**QUESTION | {"right": "torch"})
+    lead, *_, numbers = forecast.forecast(**QUESTION | {"right": "torch"})
     assert numbers["speed_up"] is None
     assert numbers["difference"] == 0
     assert "Both columns run torch" in lead
@@ -228,19 +234,19 @@ def test_same_runtime_twice_is_no_race() -> None:
         ({"cell": "GRU2"}, "The cell is 'GRU2'; expected RNN, LSTM, GRU."),
         ({"left": "../x"}, "The left runtime is '../x'; expected torch, onnxruntime."),
         ({"source": "Moon"}, "The series is 'Moon'; expected Sunspots, Your own values."),
-        ({"source": demo.PASTED, "text": "1 x"}, "Value 2 of the series is “x”"),
-        ({"source": demo.PASTED, "text": None}, "The series has the length 0"),
+        ({"source": forecast.PASTED, "text": "1 x"}, "Value 2 of the series is “x”"),
+        ({"source": forecast.PASTED, "text": None}, "The series has the length 0"),
     ],
 )
 def test_bad_questions_get_a_sentence(change: dict, sentence: str) -> None:
     with pytest.raises(gr.Error) as error:
-        demo.forecast(**QUESTION | change)
+        forecast.forecast(**QUESTION | change)
     assert error.value.message.startswith(sentence)
 
 
-@pytest.mark.parametrize("runtime", list(demo.RUNTIMES))
+@pytest.mark.parametrize("runtime", list(racing.RUNTIMES))
 def test_forecast_values(runtime: str) -> None:
-    answer = demo.forecast_values(SINES, "lstm", horizon=30, paths=40, seed=5, runtime=runtime)
+    answer = forecast.forecast_values(SINES, "lstm", horizon=30, paths=40, seed=5, runtime=runtime)
     bands = answer["bands"]
     assert len(answer["central"]) == 30
     assert list(bands) == ["q05", "q25", "q75", "q95"]

@@ -8,54 +8,82 @@ import numpy as np
 import pytest
 
 import seqexport
-from seqexport.deployment import model_card, results_table
-from seqexport.specs import CELLS
+from seqexport.deployment import model_card
 from seqexport.verification import Outcome, Report
 from training import measure, publish
 
-FOLDERS = {cell: publish.ROOT / "exported" / f"sunspots-{cell}" for cell in CELLS}
+EXPORTED = publish.ROOT / "exported"
+MODELS = {model.name: model for model in publish.MODELS}
 
 
-def shipped_report(cell):
-    content = json.loads((FOLDERS[cell] / "report.json").read_text())
+def shipped_report(name):
+    content = json.loads((EXPORTED / name / "report.json").read_text())
     assert content["passed"] is True
+    assert content["ties"] == []
     return Report(tuple(Outcome(case["part"], case["case"], case["errors"]) for case in content["cases"]))
 
 
-@pytest.mark.parametrize("cell", CELLS)
-def test_shipped_files_are_verified_again(cell):
-    for file in ("checkpoint.onnx", "checkpoint.forecast.onnx"):
-        assert seqexport.verify_files(FOLDERS[cell] / "checkpoint.pt", FOLDERS[cell] / file).passed
+@pytest.mark.parametrize("name", MODELS)
+def test_shipped_files_are_verified_again(name):
+    checkpoint = EXPORTED / name / "checkpoint.pt"
+    task = seqexport.read_checkpoint(checkpoint).task
+    for file in ("checkpoint.onnx", f"checkpoint.{task}.onnx"):
+        assert seqexport.verify_files(checkpoint, EXPORTED / name / file).passed
 
 
-@pytest.mark.parametrize("cell", CELLS)
-def test_exporting_a_shipped_checkpoint_again_gives_the_shipped_graph(cell, tmp_path):
-    report = seqexport.export(FOLDERS[cell] / "checkpoint.pt", tmp_path / "checkpoint.onnx")
+@pytest.mark.parametrize("name", MODELS)
+def test_exporting_a_shipped_checkpoint_again_gives_the_shipped_graph(name, tmp_path):
+    report = seqexport.export(EXPORTED / name / "checkpoint.pt", tmp_path / "checkpoint.onnx")
     for file in report.files:
-        name = file.path.rpartition("/")[2]
-        assert file.bytes == pytest.approx((FOLDERS[cell] / name).stat().st_size, abs=64)  # versions' names vary
+        shipped = EXPORTED / name / file.path.rpartition("/")[2]
+        assert file.bytes == pytest.approx(shipped.stat().st_size, abs=64)  # versions' names vary
 
 
-@pytest.mark.parametrize("cell", CELLS)
-def test_a_shipped_model_beats_repeating_the_past_and_its_card_has_its_own_figures(cell):
-    checkpoint = seqexport.read_checkpoint(FOLDERS[cell] / "checkpoint.pt")
-    metrics = checkpoint.metrics
-    naive = metrics["baselines"]["seasonal naive (132)"], metrics["baselines"]["last value"]
-    assert metrics["test"]["mae"] < min(naive)
-    card = (FOLDERS[cell] / "README.md").read_text()
-    for value in (metrics["test"]["mae"], *metrics["baselines"].values()):
-        assert f"| {value:.2f} |" in card
-    remade = model_card(checkpoint, shipped_report(cell), "", "")
+def scores(metrics):
+    """The figures of a model's test part and of its baselines, as a card writes them; the model's first."""
+    if metrics["metric"] == "accuracy":
+        model = [f"{100 * part['accuracy']:.1f} %" for part in metrics["test"].values()]
+        return model, [f"{100 * share:.1f} %" for shares in metrics["baselines"].values() for share in shares.values()]
+    if metrics["metric"] == "MAE":
+        return [f"| {metrics['test']['mae']:.2f} |"], [f"| {mae:.2f} |" for mae in metrics["baselines"].values()]
+    return [f"| {metrics['test']['bits']:.3f} |"], [f"| {bits:.3f} |" for bits in metrics["baselines"].values()]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_card_has_its_models_own_figures(name):
+    checkpoint = seqexport.read_checkpoint(EXPORTED / name / "checkpoint.pt")
+    card = (EXPORTED / name / "README.md").read_text()
+    model, baselines = scores(checkpoint.metrics)
+    for figure in (*model, *baselines):
+        assert figure in card
+    remade = model_card(checkpoint, shipped_report(name), "", "")
     table = re.search(r"\| graph \| output.*?\n\n", card, re.DOTALL)
     assert table and table[0] in remade
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_a_shipped_model_has_learned_something(name):
+    metrics = seqexport.read_checkpoint(EXPORTED / name / "checkpoint.pt").metrics
+    test, baselines = metrics["test"], metrics["baselines"]
+    if metrics["metric"] == "MAE":
+        assert test["mae"] < min(baselines["seasonal naive (132)"], baselines["last value"])
+    elif metrics["metric"] == "accuracy":
+        for part, score in test.items():
+            assert score["accuracy"] - score["interval"] > baselines["majority"][part] + 0.15
+    else:
+        assert test["bits"] < max(baselines.values()) - 1
+
+
 def test_readme_has_the_shipped_models_figures():
-    models = {
-        cell: (dict(seqexport.read_checkpoint(FOLDERS[cell] / "checkpoint.pt").metrics), shipped_report(cell))
-        for cell in CELLS
-    }
-    assert results_table(models) in (publish.ROOT / "README.md").read_text()
+    assert publish.tables(EXPORTED) in (publish.ROOT / "README.md").read_text()
+
+
+def test_what_is_shipped_stays_small_and_holds_nobodys_text():
+    files = [path for path in EXPORTED.rglob("*") if path.is_file()]
+    assert max(path.stat().st_size for path in files) < 10_000_000
+    assert sum(path.stat().st_size for path in files) < 100_000_000
+    kinds = {path.name.partition(".")[2] for path in files}
+    assert kinds == {"pt", "onnx", "forecast.onnx", "classify.onnx", "generate.onnx", "json", "md", "csv"}
 
 
 def test_the_shipped_series_is_whole():

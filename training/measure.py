@@ -2,8 +2,8 @@
 
     python -m training.measure
 
-Ratios within one run: one thread each, warmed up, taking turns, medians. Run it on a machine that does nothing else
-(about a minute).
+Ratios within one run: one thread each, warmed up, taking turns, medians. Answers must agree before they are timed. Run
+it on a machine that does nothing else (about three minutes); the reviews are fetched.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,10 +30,15 @@ import torch
 import seqexport
 from seqexport.pipelines import Scaling
 from seqexport.runtimes import Runtime
+from seqexport.text import Vocabulary
+from training import data as datasets
 from training.publish import ROOT, write_block
 
 ROUNDS = 15
 HORIZON = 50
+CHARACTERS = 500
+TEXTS = 96
+BATCH = 32
 
 
 def taking_turns(calls: Mapping[str, Callable[[], object]], rounds: int = ROUNDS) -> dict[str, float]:
@@ -105,6 +110,96 @@ def measure_forecast(folder: Path, paths: int) -> list[str]:
     best = seconds["onnxruntime, loop in the graph"]
     what = f"{HORIZON} steps, {paths} path{'s' if paths > 1 else ''}"
     return [f"| {what} | {name} | {1e3 * value:.2f} ms | {value / best:.1f} |" for name, value in seconds.items()]
+
+
+def step_by_step(network: Runtime, feeds: Mapping[str, np.ndarray]) -> np.ndarray:
+    """A text by a Python loop over the network with carried state: what one writes without a loop in the graph."""
+    state: dict[str, np.ndarray] = {}
+    read, tokens = feeds["prompt"], []
+    for u in feeds["uniforms"][0]:
+        outputs = network.run({"tokens": read, **state})
+        logits = outputs["y"][0, -1]
+        p = np.exp(logits - logits.max())
+        tokens.append(min(int((p.cumsum() <= u * p.sum()).sum()), len(p) - 1))
+        read = np.array([[tokens[-1]]])
+        state = {name: outputs[output] for name, output in network.metadata["state_map"].items()}
+    return np.array([tokens])
+
+
+def measure_generate(folder: Path) -> list[str]:
+    """Rows of README's table: a text of CHARACTERS characters by every way there is."""
+    checkpoint, exported = folder / "checkpoint.pt", folder / "checkpoint.onnx"
+    rng = np.random.default_rng(0)
+    feeds = {"prompt": np.array([[1, 2, 3]]), "uniforms": rng.random((1, CHARACTERS), np.float32)}
+    pipelines = {
+        "onnxruntime, loop in the graph": seqexport.load(exported, pipeline="generate"),
+        "torch, oneDNN on (its default)": seqexport.load(checkpoint, pipeline="generate", onednn=True),
+        "torch, oneDNN off": seqexport.load(checkpoint, pipeline="generate", onednn=False),
+    }
+
+    def runner(pipeline: Runtime) -> Callable[[], np.ndarray]:
+        return lambda: pipeline.run(feeds)["tokens"]
+
+    calls = {name: runner(pipeline) for name, pipeline in pipelines.items()}
+    step = seqexport.load(exported)
+    calls["onnxruntime, a Python loop with carried state"] = lambda: step_by_step(step, feeds)
+    expected = calls["torch, oneDNN off"]()
+    for name, call in calls.items():
+        if not np.array_equal(call(), expected):
+            raise seqexport.SeqExportError(f"{folder.name}: {name} writes another text: its speed means nothing.")
+    seconds = taking_turns(calls, rounds=7)
+    best = seconds["onnxruntime, loop in the graph"]
+    what = f"{CHARACTERS} characters, {folder.name}"
+    return [
+        f"| {what} | {name} | {CHARACTERS / value:,.0f} characters/s | {value / best:.1f} |"
+        for name, value in seconds.items()
+    ]
+
+
+def measure_classify(folder: Path, texts: Sequence[str]) -> list[str]:
+    """Rows of README's table: real reviews, their split into tokens included, one by one and in padded batches."""
+    checkpoint, exported = folder / "checkpoint.pt", folder / "checkpoint.onnx"
+    runtimes = {
+        "onnxruntime": seqexport.load(exported, pipeline="classify"),
+        "torch, oneDNN on (its default)": seqexport.load(checkpoint, pipeline="classify", onednn=True),
+        "torch, oneDNN off": seqexport.load(checkpoint, pipeline="classify", onednn=False),
+    }
+    vocabulary = Vocabulary.from_dict(runtimes["onnxruntime"].metadata["preprocessing"]["vocabulary"])
+
+    def classify(runtime: Runtime, size: int) -> np.ndarray:
+        answers = []
+        for start in range(0, len(texts), size):
+            tokens, lengths = vocabulary.encode_batch(texts[start : start + size])
+            answers.append(runtime.run({"tokens": tokens, "lengths": lengths})["probabilities"])
+        return np.concatenate(answers)
+
+    def caller(runtime: Runtime, size: int) -> Callable[[], np.ndarray]:
+        return lambda: classify(runtime, size)
+
+    calls = {
+        f"{name}, {'one by one' if size == 1 else f'padded batches of {size}'}": caller(runtime, size)
+        for name, runtime in runtimes.items()
+        for size in (1, BATCH)
+    }
+    expected = classify(runtimes["torch, oneDNN off"], 1)
+    for name, call in calls.items():
+        error = np.abs(call() - expected).max()
+        if not error <= 1e-4:
+            raise seqexport.SeqExportError(f"{folder.name}: {name} differs by {error:.1e}: its speed means nothing.")
+    seconds = taking_turns(calls, rounds=5)
+    best = seconds["onnxruntime, one by one"]
+    mean = np.mean([len(vocabulary.encode(text)) for text in texts])
+    what = f"{len(texts)} reviews of {mean:.0f} tokens, {folder.name}"
+    return [
+        f"| {what} | {name} | {len(texts) / value:,.0f} texts/s | {value / best:.1f} |"
+        for name, value in seconds.items()
+    ]
+
+
+def reviews(name: str) -> list[str]:
+    """TEXTS texts of the test part, evenly spread over it, in its order."""
+    part = datasets.load_reviews(name).parts["test"]
+    return [part[index].text for index in np.linspace(0, len(part) - 1, TEXTS).astype(int)]
 
 
 def measure_export(folder: Path) -> list[str]:
@@ -179,11 +274,17 @@ def main() -> int:
     """Measure, print and write README's table."""
     folder = ROOT / "exported" / "sunspots-gru"
     try:
-        rows = [*measure_forecast(folder, 1), *measure_forecast(folder, 200), *measure_export(folder)]
+        rows = [*measure_forecast(folder, 1), *measure_forecast(folder, 200)]
+        for language in ("en", "zh"):
+            rows += measure_generate(ROOT / "exported" / f"characters-{language}")
+        for language in ("en", "zh"):
+            rows += measure_classify(ROOT / "exported" / f"sentiment-{language}", reviews(f"reviews-{language}"))
+        rows += measure_export(folder)
         shown, row = measure_command(folder)
         rows += row
         machine = (
-            f"Shipped GRU, one thread, {_processor()}, torch {version('torch')}, onnxruntime {version('onnxruntime')}; "
+            f"The shipped models (forecasts and export: the GRU), one thread, {_processor()}, "
+            f"torch {version('torch')}, onnxruntime {version('onnxruntime')}; "
             "the last column is the time as a multiple of the first row's of its kind."
         )
         table = "\n".join(["| what | by | median | × |", "|---|---|---|---|", *rows, "", machine])

@@ -1,10 +1,11 @@
-"""Rebuild everything in exported/ from nothing, and the table in README that tells of it.
+"""Rebuild everything in exported/ from nothing, and the tables in README that tell of it.
 
     python -m training.publish
 
-Fetches the sunspots, trains an RNN, an LSTM and a GRU on them (some two minutes on two idle cores), exports and
-verifies each, writes their reports and model cards, and puts the measured figures into README.md. With --keep-weights
-the checkpoints that are there are exported and described again without training.
+Fetches the data, trains a forecaster of each cell and, for English and for Chinese, a classifier of opinions and a
+generator of characters, exports and verifies each, writes their reports and model cards, and puts the measured figures
+into README.md. How long each training takes is in its own docstring and in the model's card. With --keep-weights the
+checkpoints that are there are exported and described again without training; --only NAME does one model.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ import io
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from seqexport.checkpoint import read_checkpoint, replace_file
 from seqexport.deployment import results_table, write_model_card
@@ -25,28 +28,61 @@ from seqexport.errors import FileError, SeqExportError
 from seqexport.exporter import export
 from seqexport.specs import CELLS, Cell
 from seqexport.verification import Report
+from training import chargen, forecasting, sentiment
 from training import data as datasets
-from training.forecasting import train
 
 ROOT = Path(__file__).resolve().parents[1]
 SEED = 0
 
 
-def publish(folder: Path, cell: Cell, keep_weights: bool) -> tuple[dict, Report]:
-    """Train, export, verify and describe one forecaster in `folder`. Gives its metrics and report."""
+@dataclass(frozen=True)
+class Model:
+    """One shipped model: exported/`name`, which `train`(cell, data, path, seed=…) makes."""
+
+    name: str
+    title: str
+    cell: Cell
+    data: str
+    train: Callable[..., Any]
+
+
+MODELS = (
+    *(
+        Model(f"sunspots-{cell}", f"Sunspots a year ahead: {cell.upper()}", cell, "sunspots", forecasting.train)
+        for cell in CELLS
+    ),
+    Model("sentiment-en", "Opinions on films, in English", "lstm", "reviews-en", sentiment.train),
+    Model("sentiment-zh", "Opinions on goods, in Chinese", "lstm", "reviews-zh", sentiment.train),
+    Model("characters-en", "Shakespeare, character by character", "lstm", "shakespeare", chargen.train),
+    Model("characters-zh", "Romance of the Three Kingdoms, character by character", "lstm", "sanguo", chargen.train),
+)
+
+
+def publish(folder: Path, model: Model, keep_weights: bool) -> tuple[Mapping[str, Any], Report]:
+    """Train, export, verify and describe one model in `folder`. Gives its metrics and report."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "checkpoint.pt"
     if not keep_weights:
-        train(cell, "sunspots", path, seed=SEED)
+        model.train(model.cell, model.data, path, seed=SEED)
     report = export(path)
     content = report.to_dict()
     del content["seconds"]  # the only thing in it that another run would change
     report_file = json.dumps(content, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
     replace_file(folder / "report.json", report_file.encode())
     checkpoint = read_checkpoint(path)
-    title = f"Sunspots a year ahead: {cell.upper()}"
-    write_model_card(folder / "README.md", checkpoint, report, title, "python -m training.publish")
-    return dict(checkpoint.metrics), report
+    write_model_card(folder / "README.md", checkpoint, report, model.title, "python -m training.publish")
+    return checkpoint.metrics, report
+
+
+def tables(folder: Path) -> str:
+    """README's tables of what lies in `folder`: one for each data set, from the checkpoints and their reports."""
+    groups: dict[str, dict[str, tuple[Mapping[str, Any], float]]] = {}
+    for model in MODELS:
+        checkpoint = read_checkpoint(folder / model.name / "checkpoint.pt")
+        report = json.loads((folder / model.name / "report.json").read_text(encoding="utf-8"))
+        row = (checkpoint.metrics, report["max_abs_error"])
+        groups.setdefault(str(checkpoint.data["name"]), {})[f"{model.name} ({model.cell.upper()})"] = row
+    return "\n\n".join(f"**{data}**\n\n{results_table(models)}" for data, models in groups.items())
 
 
 def write_series(path: Path) -> None:
@@ -80,14 +116,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     parser = argparse.ArgumentParser(prog="python -m training.publish", description="Rebuild exported/ from nothing.")
     parser.add_argument("--keep-weights", action="store_true", help="export and describe again without training")
+    parser.add_argument("--only", metavar="NAME", choices=[model.name for model in MODELS], help="one model only")
     options = parser.parse_args(arguments)
     try:
         with contextlib.chdir(ROOT):  # so that the paths in the reports are relative to the project
             exported = Path("exported")
             exported.mkdir(exist_ok=True)
             write_series(exported / "sunspots.csv")
-            models = {cell: publish(exported / f"sunspots-{cell}", cell, options.keep_weights) for cell in CELLS}
-            table = results_table(models)
+            for model in MODELS:
+                if options.only in (None, model.name):
+                    publish(exported / model.name, model, options.keep_weights)
+            table = tables(exported)
             write_block(Path("README.md"), "models", table)
     except SeqExportError as error:
         print(f"publish: {error}", file=sys.stderr)

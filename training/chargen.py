@@ -1,0 +1,248 @@
+"""Train a generator of characters: a recurrent net that reads a text and gives the probabilities of what comes next.
+
+python -m training.chargen --cell lstm --data shakespeare --out characters.pt
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from seqexport.checkpoint import write_checkpoint
+from seqexport.errors import InputError
+from seqexport.networks import Network
+from seqexport.specs import Cell, NetworkSpec
+from seqexport.text import Vocabulary
+from training import data as datasets
+from training import ngrams
+from training.command import Preset, check_options, run
+from training.optimisation import descend, initialise, learning_rate_factor
+
+ORDERS = (1, 2, 3, 4, 5, 6, 7)  # of the n-grams; those whose numbers fit into 64 bits are tried
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Sizes and hyperparameters, chosen on the validation part."""
+
+    embedding: int = 64
+    hidden_size: int = 256
+    layers: int = 2
+    tied: bool = False  # the head's matrix is the embedding's, which then has the hidden size
+    window: int = 128  # characters over which the error is carried back; the state goes on to the next window
+    batch: int = 32  # streams: as many places of the text are read at the same time
+    epochs: float = 5
+    learning_rate: float = 4e-3
+    weight_decay: float = 1e-2
+    dropout: float = 0.1
+    unknown: float = 0.005  # share of characters that are read, never asked for, as the unknown one
+    clip: float = 1.0
+    looks: int = 10  # at the validation part, evenly over the training
+
+
+def recipe(data: str, preset: Preset) -> Recipe:
+    """The recipe for a data set. `tutorial` has the small sizes that tutorials use; the rest is the same."""
+    plan = Recipe()
+    if data == "sanguo":
+        plan = replace(plan, embedding=192, hidden_size=192, layers=1, tied=True, window=64, epochs=20, dropout=0.5)
+    if preset == "tutorial":
+        return replace(plan, embedding=64, hidden_size=128, layers=2, tied=False)
+    return plan
+
+
+def train(
+    cell: Cell,
+    data: str,
+    out: str | os.PathLike[str],
+    *,
+    preset: Preset = "default",
+    seed: int = 0,
+    steps: int | None = None,
+    minutes: float | None = None,
+    threads: int = 2,
+) -> dict[str, Any]:
+    """Train, score on the test part beside the baselines, write the checkpoint `out`, and return the metrics.
+
+    steps, minutes: caps on the training, for trials; with `minutes` a slower machine gets other weights. Sets torch's
+    number of threads. Raises SeqExportError where an option makes no sense, the data can't be had, the loss is not
+    finite, or `out` can't be written; an older `out` is then untouched.
+    """
+    out = Path(out)
+    check_options(cell, preset, out, seed, steps, minutes, threads)
+    text = datasets.load_text(data)
+    plan = recipe(data, preset)
+    torch.set_num_threads(threads)
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+
+    vocabulary = Vocabulary.counted([text.parts["train"]], "character", lowercase=False)
+    tokens = {part: np.array(vocabulary.encode(content)) for part, content in text.parts.items()}
+    size = len(vocabulary)
+    spec = NetworkSpec(cell, plan.embedding, plan.hidden_size, plan.layers, vocabulary=size, outputs=size)
+    network = Network(spec, plan.dropout)
+    initialise(network)
+    if plan.tied:
+        tie(network)
+    streams = side_by_side(tokens["train"], plan.batch)  # (B, length of a stream)
+    windows = (streams.shape[1] - 1) // plan.window  # of one reading of the training part
+    if windows < 1:
+        raise InputError(f"The text {data!r} is too short for {plan.batch} streams of {plan.window} characters.")
+    total = math.ceil(plan.epochs * windows) if steps is None else steps
+    every = max(1, total // plan.looks)
+    optimizer = torch.optim.AdamW(network.parameters(), plan.learning_rate, weight_decay=plan.weight_decay)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, total))
+
+    began = time.perf_counter()
+    best, best_step, best_weights = math.inf, 0, copy.deepcopy(network.state_dict())
+    state: tuple[Tensor, ...] = ()
+    offset = 0
+    progress = tqdm(range(1, total + 1), desc=f"{cell} on {data}", unit="step", mininterval=0.5)
+    for step in progress:
+        position = (step - 1) % windows * plan.window
+        if position == 0:  # a new reading starts elsewhere, so that windows are never cut at the same places
+            state, offset = (), int(rng.integers(0, streams.shape[1] - windows * plan.window))
+        window = streams[:, offset + position : offset + position + plan.window + 1]  # (B, T+1)
+        read = window[:, :-1].masked_fill(torch.from_numpy(rng.random((plan.batch, plan.window)) < plan.unknown), 0)
+        y, *after = network(read, *state)  # (B, T, V)
+        state = tuple(part.detach() for part in after)
+        loss = nn.functional.cross_entropy(y.flatten(0, 1), window[:, 1:].flatten())
+        descend(loss, network, optimizer, schedule, plan.clip, step)
+
+        out_of_time = minutes is not None and time.perf_counter() - began > 60 * minutes
+        if step % every == 0 or step == total or out_of_time:
+            bits = bits_per_character(network, tokens["validation"])
+            if bits < best:
+                best, best_step, best_weights = bits, step, copy.deepcopy(network.state_dict())
+            progress.set_postfix(
+                bits=f"{loss.item() / math.log(2):.3f}", validation=f"{bits:.3f}", best=f"{best:.3f}", refresh=True
+            )
+        if out_of_time:
+            break
+    progress.close()
+    seconds = time.perf_counter() - began
+
+    network.load_state_dict(best_weights)
+    network.eval()
+    metrics = {
+        "metric": "bits per character",
+        "test": {
+            "bits": bits_per_character(network, tokens["test"]),
+            "characters": len(tokens["test"]),
+            "unknown": int((tokens["test"] == 0).sum()),
+        },
+        **baselines(tokens, size),
+        "validation": {"bits": best},
+        "seconds": round(seconds, 1),
+        "steps": best_step,
+        "seed": seed,
+        "parameters": sum(tensor.numel() for tensor in network.state_dict().values()),
+    }
+    write_checkpoint(
+        out,
+        network,
+        task="generate",
+        preprocessing={"vocabulary": vocabulary.to_dict(), "window": plan.window},
+        metrics=metrics,
+        data={
+            "name": text.name,
+            "source": text.source,
+            "licence": text.licence,
+            "characters": len(text.text),
+            "split": {part: len(content) for part, content in text.parts.items()},
+            "sha256": text.sha256,
+        },
+    )
+    return metrics
+
+
+def tie(network: Network) -> None:
+    """One matrix for reading a character and for asking for it, which halves what few data have to teach (Press and
+    Wolf 2017). It starts as small as a head does."""
+    assert network.embedding is not None and network.head is not None
+    network.embedding.weight = network.head.weight
+
+
+def side_by_side(tokens: np.ndarray, count: int) -> Tensor:
+    """The tokens [length] cut into `count` streams of one length (count, length // count); the rest is left out."""
+    length = len(tokens) // count
+    return torch.from_numpy(tokens[: count * length]).reshape(count, length)
+
+
+@torch.no_grad()
+def bits_per_character(network: Network, tokens: np.ndarray, count: int = 16, window: int = 256) -> float:
+    """Mean of -log2 of the probability of each token but the first of each stream, given all before it in its stream.
+
+    The part is read as `count` streams side by side, their state carried from end to end. The network is in training
+    mode again afterwards.
+    """
+    network.eval()
+    streams = side_by_side(tokens, min(count, max(1, len(tokens) // 64)))
+    state: list[Tensor] = []
+    nats, asked = 0.0, 0
+    for start in range(0, streams.shape[1] - 1, window):
+        piece = streams[:, start : start + window + 1]
+        y, *state = network(piece[:, :-1], *state)  # (B, T, V)
+        following = piece[:, 1:].flatten()
+        nats += nn.functional.cross_entropy(y.flatten(0, 1), following, reduction="sum").item()
+        asked += len(following)
+    network.train()
+    return nats / asked / math.log(2)
+
+
+def baselines(tokens: dict[str, np.ndarray], size: int) -> dict[str, Any]:
+    """Bits a character of the test part of what needs no recurrent net: single characters' frequencies, and
+    interpolated n-grams whose order and discount are tuned on the validation part."""
+    counts, setting = ngrams.tuned(tokens["train"], tokens["validation"], size, ORDERS)
+    order = int(setting["order"])
+    return {
+        "baselines": {
+            f"interpolated n-grams (order {order})": counts.bits(tokens["test"], order, setting["discount"]),
+            "frequencies of the characters": counts.bits(tokens["test"], 1, ngrams.DISCOUNTS[0]),
+        },
+        "ngrams": setting,
+    }
+
+
+def table(metrics: dict[str, Any], cell: str) -> str:
+    """The net and the baselines by their bits per character of the test part, the best first."""
+    test = metrics["test"]
+    rows = {f"{cell} (this model)": test["bits"], **metrics["baselines"]}
+    width = max(map(len, rows))
+    lines = [
+        f"Bits per character over {test['characters']:,} characters of the test part, {test['unknown']:,} unknown:"
+    ]
+    lines += [f"  {name:<{width}}  {bits:8.3f}" for name, bits in sorted(rows.items(), key=lambda row: row[1])]
+    lines.append(
+        f"{metrics['parameters']:,} parameters, {metrics['seconds']:.0f} s, best weights at step {metrics['steps']} "
+        f"(validation {metrics['validation']['bits']:.3f})."
+    )
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    return run(
+        train,
+        table,
+        arguments,
+        name="chargen",
+        model="a generator of characters",
+        sets=datasets.TEXTS,
+        example="--cell lstm --data shakespeare --out characters.pt",
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
