@@ -228,19 +228,21 @@ class Generate(Pipeline):
         read, answer = self.network.as_functions()
         before = self._before_last(prompt, state or self.network.zero_state(prompt.shape[0]))
         size = self.network.spec.vocabulary or 0
-        sharpness = 1 / temperature.clamp(min=COLDEST)
+        # From the logits on in float64: with thousands of tokens the rounding of a float32 sum of their probabilities
+        # picks another token ten times as often as the rounding of the logits does.
+        sharpness = 1 / temperature.double().clamp(min=COLDEST)
         count = torch.where(top_k > 0, top_k.clamp(max=size), size)
         filtered = (top_k > 0) | (top_p < 1)
 
         def step(carry: Carry, u: Tensor) -> tuple[Carry, Tensor]:
             y, state = read(carry[0], tuple(carry[1:]))
-            p = torch.softmax(answer(y[0]) * sharpness, -1)  # (B, V)
+            p = torch.softmax(answer(y[0]).double() * sharpness, -1)  # (B, V)
             cumulative = choose(filtered, _cumulative_of_likeliest, _cumulative, (p, count, top_p))
             token = (cumulative <= u).sum(-1).clamp(max=size - 1)  # (B,)
             return [token.unsqueeze(0), *state], token.clone()
 
         last = prompt[:, -1].clone(memory_format=torch.contiguous_format)  # what a scan carries keeps its layout
-        us = uniforms.clamp(0.0, BELOW_ONE).transpose(0, 1).unsqueeze(2)  # (N, B, 1)
+        us = uniforms.clamp(0.0, BELOW_ONE).double().transpose(0, 1).unsqueeze(2)  # (N, B, 1)
         (_, *after), tokens = scan(step, [last.unsqueeze(0), *before], us)
         return tokens.transpose(0, 1), *after
 

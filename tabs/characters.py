@@ -11,17 +11,20 @@ from typing import Any
 import gradio as gr
 import numpy as np
 
+import seqexport
 from seqexport.runtimes import Runtime
 from seqexport.text import Vocabulary, read_prompt
+from seqexport.verification import TOLERANCE
 from tabs import racing
 from tabs.racing import ALONE, MAX_SEED, RUNTIMES, Column, number, one_of, sentences, whole
 
 MODELS = {"Shakespeare (English)": "characters-en", "三国演义 (中文)": "characters-zh"}
 PROMPTS = {"Shakespeare (English)": "ROMEO\n", "三国演义 (中文)": "却说玄德"}
-PLAYBACK = {"as fast as it is": 1, "slowed down 10 times": 10, "slowed down 50 times": 50}
+PLAYBACK = {"as fast as it is": 1, "slowed down 5 times": 5, "slowed down 20 times": 20}
 MAX_CHARACTERS, MAX_PROMPT, MAX_TEMPERATURE, MAX_TOP_K = 2_000, 5_000, 2.0, 10_000
 MEASURED = 500  # characters of the measurement after the race
 PERIOD = 0.06  # seconds between two updates of a column; the page takes at most some 20 a second
+CHUNK = 8  # characters at least in a call, so that what is timed is the writing and not the calling
 
 Question = tuple[str, str, int, float, int, float, int]  # model, prompt, length, temperature, top_k, top_p, seed
 
@@ -62,7 +65,7 @@ def write(runtime: Runtime, feeds: Mapping[str, Any], slower: float = 1.0) -> It
     carried = runtime.metadata["state_map"]
     runtime.run({**feeds, "uniforms": uniforms[:, :1]})
     tokens: list[int] = []
-    seconds, chunk, prompt = 0.0, 1, feeds["prompt"]
+    seconds, chunk, prompt = 0.0, CHUNK, feeds["prompt"]
     began = time.perf_counter()
     while len(tokens) < uniforms.shape[1]:
         start = time.perf_counter()
@@ -73,19 +76,20 @@ def write(runtime: Runtime, feeds: Mapping[str, Any], slower: float = 1.0) -> It
         prompt, state = outputs["tokens"][:, -1:], {name: outputs[output] for name, output in carried.items()}
         time.sleep(max(0.0, slower * seconds - (time.perf_counter() - began)))
         yield tokens, seconds
-        chunk = max(1, round(PERIOD / slower * len(tokens) / seconds))
+        chunk = max(CHUNK, round(PERIOD / slower * len(tokens) / seconds))
 
 
 def show_text(prompt: str, written: str) -> str:
     """A column's text as HTML, after the prompt."""
-    return f'<pre class="written"><span class="prompt">{html.escape(prompt)}</span>{html.escape(written)}</pre>'
+    text = f'<span class="prompt">{html.escape(prompt)}</span>{html.escape(written)}'
+    return f'<pre class="written"><code>{text}</code></pre>'
 
 
-def show_speed(count: int, seconds: float) -> str:
+def show_speed(count: int, seconds: float, how: str = "") -> str:
     """A column's speed while it writes, as HTML."""
     return (
         f'<p class="ms">{count / seconds:,.0f} characters/s</p>'
-        f'<p class="note">{count:,} in {1000 * seconds:,.1f} ms of the model\'s own time</p>'
+        f'<p class="note">{count:,} in {1000 * seconds:,.1f} ms of the model\'s own time{how}</p>'
     )
 
 
@@ -106,11 +110,11 @@ def stream(name: str, slower: str, *question: Any) -> Iterator[tuple[str, str, d
         runtime = racing.load_runtime(
             folder, "generate", one_of("runtime", name, tuple(RUNTIMES)), False if name == "torch" else None
         )
-        prompt, record = str(question[1]), None
+        prompt, how, record = str(question[1]), ", oneDNN off" if name == "torch" else "", None
         for tokens, seconds in write(runtime, feeds, factor):
             if len(tokens) == feeds["uniforms"].shape[1]:
                 record = {"runtime": name, "tokens": tokens, "question": list(question)}
-            yield show_text(prompt, vocabulary.decode(tokens)), show_speed(len(tokens), seconds), record
+            yield show_text(prompt, vocabulary.decode(tokens)), show_speed(len(tokens), seconds, how), record
 
 
 def parted(one: Sequence[int], other: Sequence[int]) -> int | None:
@@ -123,29 +127,54 @@ def finish(one: dict[str, Any] | None, other: dict[str, Any] | None) -> tuple[An
     sentence, all the numbers, and the buttons' new state. The first column to end leaves it to the second."""
     if one is None or other is None or one["question"] != other["question"]:
         return (gr.skip(),) * 4
+    names = [one["runtime"], other["runtime"]]
+    place = parted(one["tokens"], other["tokens"])
     with sentences():
         folder, _, feeds, notes = ask(*one["question"])
-        feeds["uniforms"] = feeds["uniforms"][:, :MEASURED]
-        names = [one["runtime"], other["runtime"]]
-        columns = racing.measure(folder, "generate", names, feeds)
-    left, right = (columns[name] for name in names)
-    place = parted(one["tokens"], other["tokens"])
+        margin = None if place is None else margin_at(folder, feeds, one["tokens"], place)
+        columns = {}
+        if margin is None or (margin <= TOLERANCE and place):  # up to a tie both wrote the same
+            feeds["uniforms"] = feeds["uniforms"][:, : min(MEASURED, place or MEASURED)]
+            columns = racing.measure(folder, "generate", names, feeds)
     measured = {name: figures_of(column) for name, column in columns.items()}
-    if place is None:
-        speed_up = left.milliseconds / right.milliseconds if names[0] != names[1] else None
-        lead = racing.race_sentence(names[0], names[1], speed_up)
-        detail = f"Both wrote the same {len(one['tokens']):,} characters from the same random numbers. "
-        detail += f"Measured after the race, in turns, over {feeds['uniforms'].shape[1]} of them: "
-        detail += "; ".join(
-            f"{RUNTIMES[name]} {figures['characters_per_second']:,.0f} characters/s ({columns[name].note})"
-            for name, figures in measured.items()
-        )
-    else:
-        lead = f"The texts part at character {place + 1:,}: no speed is shown."
-        detail = "Where two characters are almost equally likely, rounding decides between them"
-    numbers = {"same": place is None, "first_difference": place, "measured": measured if place is None else {}}
-    result = racing.say(lead, f"{html.escape(' '.join(notes))} {detail}.".strip())
+    lead, detail = say(names, len(one["tokens"]), place, margin, columns)
+    numbers = {"same": place is None, "first_difference": place, "margin": margin, "measured": measured}
+    result = racing.say(lead, html.escape(" ".join([*notes, detail])))
     return result, numbers, gr.update(interactive=True), gr.update(interactive=False)
+
+
+def margin_at(folder: str, feeds: Mapping[str, Any], tokens: Sequence[int], place: int) -> float:
+    """By how much the choice of tokens[place] was decided, as in seqexport.pipelines.Generate.margin."""
+    import torch
+
+    from seqexport.pipelines import Generate
+
+    pipeline = seqexport.read_checkpoint(racing.EXPORTED / folder / "checkpoint.pt").pipeline("generate")
+    assert isinstance(pipeline, Generate)
+    read = [*feeds["prompt"][0], *tokens[:place]]
+    settings = (torch.tensor(feeds[name]) for name in ("temperature", "top_k", "top_p"))
+    return pipeline.margin(torch.tensor([read]), torch.tensor(feeds["uniforms"][0, place]), *settings)
+
+
+def say(
+    names: Sequence[str], count: int, place: int | None, margin: float | None, columns: Mapping[str, Column]
+) -> tuple[str, str]:
+    """What came out, in a sentence and a few more: `count` characters, which part at `place` (None: nowhere), where the
+    choice was decided by `margin`; `columns` were measured in turns up to there."""
+    detail = f"Both wrote the same {count:,} characters from the same random numbers."
+    if place is not None:
+        detail = f"They part at character {place + 1:,}, where a change of {margin:.0e} would have decided otherwise"
+        if not columns:
+            return "The texts part: no speed is shown.", f"{detail}."
+        detail += ": a tie, which rounding decides. Up to there they are the same."
+    first, second = (columns[name].milliseconds for name in names)
+    lead = racing.race_sentence(names[0], names[1], first / second if names[0] != names[1] else None)
+    speeds = "; ".join(
+        f"{RUNTIMES[name]} {figures_of(column)['characters_per_second']:,.0f} characters/s ({column.note})"
+        for name, column in columns.items()
+    )
+    steps = next(iter(columns.values())).outputs["tokens"].shape[1]
+    return lead, f"{detail} Measured after the race, in turns, over {steps} characters: {speeds}."
 
 
 def figures_of(column: Column) -> dict[str, Any]:
@@ -169,6 +198,12 @@ def stopped() -> tuple[Any, Any, Any]:
     )
 
 
+def failed() -> tuple[Any, Any, Any]:
+    """What the page says where a column ended with an error, which is in a message of its own; the buttons' state."""
+    result, go, stop = stopped()
+    return racing.say("Not finished.", "One column could not go on; the message says why."), go, stop
+
+
 def characters_values(
     prompt: str,
     model: str = "Shakespeare (English)",
@@ -190,8 +225,12 @@ def characters_values(
 CSS = """
 .written { white-space: pre-wrap; overflow-wrap: anywhere; font-family: var(--font-mono), monospace; margin: 0;
   font-size: 0.9rem; line-height: 1.55; height: 24rem; overflow-y: auto; padding: 0.75rem 1rem; border-radius: 4px;
-  border: 1px solid var(--border-color-primary); background: var(--block-background-fill); }
+  border: 1px solid var(--border-color-primary); background: var(--block-background-fill);
+  display: flex; flex-direction: column-reverse; }  /* keeps what was written last in sight */
+.written code { margin-bottom: auto; padding: 0; font: inherit; color: inherit; background: none;
+  white-space: inherit; }
 .written .prompt { color: var(--body-text-color-subdued); }
+@media (max-width: 720px) { .written { height: 12rem; } }
 """
 
 
@@ -211,11 +250,11 @@ def tab(page: gr.Blocks, here: gr.Tab) -> None:
             model = gr.Radio(list(MODELS), value=first, label="What the net has read")
             prompt = gr.Textbox(PROMPTS[first], label="Prompt", lines=2, max_lines=4, info="The text is written on.")
         with gr.Column(min_width=320):
-            length = gr.Slider(1, MAX_CHARACTERS, value=600, step=1, label="Characters to write")
+            length = gr.Slider(1, MAX_CHARACTERS, value=1_000, step=1, label="Characters to write")
             temperature = gr.Slider(0, MAX_TEMPERATURE, value=0.8, step=0.05, label="Temperature (0: the likeliest)")
             playback = gr.Radio(
                 list(PLAYBACK),
-                value="slowed down 50 times",
+                value="slowed down 20 times",
                 label="Shown",
                 info="Both columns alike, never the timing.",
             )
@@ -257,5 +296,7 @@ def tab(page: gr.Blocks, here: gr.Tab) -> None:
         for side, (runtime, written, speed, record) in enumerate(sides)
     ]
     ends = [event.success(finish, records, [result, numbers, go, stop], **quiet | ALONE) for event in streams]
+    for event in (*streams, *ends):
+        event.failure(failed, None, [result, go, stop], queue=False, api_visibility="private")
     stop.click(stopped, None, [result, go, stop], cancels=[*streams, *ends], queue=False, api_visibility="private")
     gr.api(characters_values, api_name="characters_values", **ALONE)

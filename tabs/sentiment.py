@@ -18,6 +18,7 @@ from tabs.racing import ALONE, EVENT, RUNTIMES, TOLERANCE, Column, one_of, sente
 
 MODELS = {"English": "sentiment-en", "中文": "sentiment-zh"}
 MAX_TEXTS, MAX_LENGTH = 32, 5_000  # texts, characters of one
+SHADED, POINTS = 2_000, 300  # tokens of a column with a shade, points of a line: each costs the browser something
 EXAMPLES = {
     "A turn": (
         "English",
@@ -75,11 +76,14 @@ def pieces(vocabulary: Vocabulary, text: str) -> list[tuple[str, bool, bool]]:
 
 
 def shaded(vocabulary: Vocabulary, text: str, positive: np.ndarray) -> str:
-    """The text as HTML, each token on the shade of the opinion after it; `positive` is its probability, (tokens,)."""
+    """The text as HTML, each token on the shade of the opinion after it; `positive` is its probability, (tokens,).
+
+    Where it has fewer values than the text has tokens, the others are plain.
+    """
     shown, step = [], 0
     for piece, is_token, known in pieces(vocabulary, text):
         escaped = html.escape(piece)
-        if not is_token:
+        if not is_token or step == len(positive):
             shown.append(escaped)
             continue
         share = float(positive[step])
@@ -93,8 +97,8 @@ def shaded(vocabulary: Vocabulary, text: str, positive: np.ndarray) -> str:
 
 def sparkline(positive: np.ndarray) -> str:
     """The probability of positive after each token (T,), as a small line; the middle is 50 %."""
-    values = np.repeat(positive, 2) if len(positive) == 1 else positive
-    xs = np.linspace(0, 100, len(values))
+    xs = np.linspace(0, 100, min(max(2, len(positive)), POINTS))
+    values = positive[np.round(xs / 100 * (len(positive) - 1)).astype(int)]
     points = " ".join(f"{x:.2f},{100 * (1 - value):.1f}" for x, value in zip(xs, values, strict=True))
     label = f"Probability of positive, from {100 * positive[0]:.0f} % to {100 * positive[-1]:.0f} %"
     return (
@@ -106,7 +110,7 @@ def sparkline(positive: np.ndarray) -> str:
 
 def show_texts(vocabulary: Vocabulary, labels: Sequence[str], texts: Sequence[str], column: Column) -> str:
     """A column's answer as HTML: for each text its label, how the opinion moved, and the words in its shades."""
-    blocks = []
+    blocks, left = [], SHADED
     for row, text in enumerate(texts):
         probabilities = column.outputs["probabilities"][row]
         best = int(probabilities.argmax())
@@ -115,8 +119,9 @@ def show_texts(vocabulary: Vocabulary, labels: Sequence[str], texts: Sequence[st
         blocks.append(
             f'<div class="opinion"><p class="label"><b>{html.escape(labels[best])}</b> '
             f"{100 * probabilities[best]:.1f} %</p>{sparkline(positive)}"
-            f'<p class="words">{shaded(vocabulary, text, positive)}</p></div>'
+            f'<p class="words">{shaded(vocabulary, text, positive[:left])}</p></div>'
         )
+        left = max(0, left - tokens)
     return "".join(blocks)
 
 
@@ -139,7 +144,8 @@ def figures_of(column: Column, labels: Sequence[str], lengths: np.ndarray) -> di
 def compare(one: Column, other: Column) -> dict[str, Any]:
     """The greatest difference of a probability, whether that counts as the same, whether every label is the same, and
     the speed-up, None where there is nothing to race."""
-    apart = max(float(np.abs(one.outputs[name] - other.outputs[name]).max()) for name in ("probabilities", "running"))
+    pairs = [(one.outputs[name], other.outputs[name]) for name in ("probabilities", "running")]
+    apart = float(np.max([np.abs(left - right).max() for left, right in pairs]))
     choices = [column.outputs["probabilities"].argmax(-1) for column in (one, other)]
     same = apart <= TOLERANCE  # written so that NaN is not the same
     return {
@@ -150,15 +156,23 @@ def compare(one: Column, other: Column) -> dict[str, Any]:
     }
 
 
-def say(result: Mapping[str, Any], one: Column, other: Column, texts: int, tokens: int, unit: str) -> str:
-    """The result as HTML: who is faster, and how far the answers differ."""
+def say(
+    result: Mapping[str, Any], one: Column, other: Column, texts: int, tokens: int, unit: str, unknown: int = 0
+) -> str:
+    """The result as HTML: who is faster, how far the answers differ, and what the net does not know."""
     lead = f"The answers differ by {result['difference']:.1e}, more than {TOLERANCE:.0e}: no speed is shown."
     if result["same"]:
         lead = racing.race_sentence(one.runtime, other.runtime, result["speed_up"])
     agree = "All labels agree" if result["labels_agree"] else "Not all labels agree"
     what = f"{texts} text{'s' * (texts > 1)} of {tokens:,} {unit}s"
     detail = f"{agree}; the probabilities, after each of the {tokens:,} {unit}s too, differ by at most "
-    return racing.say(lead, f"{detail}{result['difference']:.1e}. Both read {what} in one batch.")
+    detail += f"{result['difference']:.1e}. Both read {what} in one batch"
+    if unknown:
+        detail += f", {unknown:,} unknown to the net"
+        detail += ": is this its language?" if 2 * unknown > tokens else "."
+    else:
+        detail += "."
+    return racing.say(lead, detail)
 
 
 def sentiment(language: str, text: str, left: str, right: str) -> tuple[str, str, str, str, str, dict[str, Any]]:
@@ -182,7 +196,9 @@ def sentiment(language: str, text: str, left: str, right: str) -> tuple[str, str
         "left": figures_of(one, labels, lengths),
         "right": figures_of(other, labels, lengths),
     }
-    lead = say(result, one, other, len(texts), int(lengths.sum()), vocabulary.unit)
+    count = int(lengths.sum())
+    unknown = count - int(np.count_nonzero(tokens))  # 0 is the unknown token, and what stands after a text's end
+    lead = say(result, one, other, len(texts), count, vocabulary.unit, unknown)
     return lead, sides[0], sides[1], sides[2], sides[3], numbers
 
 
@@ -224,12 +240,12 @@ def tab(page: gr.Blocks, here: gr.Tab) -> None:
         with gr.Column(scale=2, min_width=320):
             note = f"One text a line, at most {MAX_TEXTS} of {MAX_LENGTH:,} characters."
             text = gr.Textbox(EXAMPLES["A turn"][1], label="Texts", info=note, lines=4, max_lines=12)
-    gr.Examples([list(pair) for pair in EXAMPLES.values()], [language, text], example_labels=list(EXAMPLES))
+    examples = gr.Examples([list(pair) for pair in EXAMPLES.values()], [language, text], example_labels=list(EXAMPLES))
     go = gr.Button("Classify", variant="primary", size="lg")
     gr.HTML(
         '<p class="legend">The line is the probability of positive after each word (after each character in Chinese), '
         "its middle 50 %. Words are shaded by it: blue leans positive, amber negative; point at one for its number. "
-        "Dotted words are unknown to the net.</p>"
+        f"Dotted words are unknown to the net. Of long texts the first {SHADED:,} words are shaded.</p>"
     )
     sides = []
     with gr.Row():
@@ -239,7 +255,7 @@ def tab(page: gr.Blocks, here: gr.Tab) -> None:
                     with gr.Column(min_width=190):
                         runtime = racing.runtime_choice(name, label)
                     with gr.Column(min_width=190):
-                        latency = gr.HTML(elem_classes="latency", min_height=72)
+                        latency = gr.HTML(elem_classes="latency", min_height=104)  # three lines of note
                 sides.append((runtime, latency, gr.HTML(elem_classes="opinions")))
     with gr.Accordion("All the numbers", open=False):
         numbers = gr.JSON(label="Result", show_label=False)
@@ -248,6 +264,7 @@ def tab(page: gr.Blocks, here: gr.Tab) -> None:
     inputs = [language, text, left, right]
     outputs = [result, *left_outputs, *right_outputs, numbers]
     go.click(sentiment, inputs, outputs, api_name="sentiment", **EVENT)
+    examples.load_input_event.success(sentiment, inputs, outputs, api_visibility="private", **EVENT)
     # The first answer is made when the tab is first looked at, and not while the page opens.
     here.select(
         lambda shown, *question: (gr.skip(),) * 6 if shown else sentiment(*question),

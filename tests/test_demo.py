@@ -17,7 +17,12 @@ from tabs.racing import Column
 
 ROOT = Path(demo.__file__).parent
 # Gradio leaves event loops and their sockets to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed (event loop|<socket):ResourceWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:unclosed (event loop|<socket):ResourceWarning"),
+    # Gradio sums up its queue with what pandas has deprecated; as an error it would end the event.
+    pytest.mark.filterwarnings("ignore:'future.no_silent_downcasting' is deprecated"),
+    pytest.mark.filterwarnings("ignore:The copy keyword is deprecated"),
+]
 QUESTION = {
     "source": forecast.SUNSPOTS,
     "start": 1976,
@@ -276,6 +281,18 @@ def test_through_a_client() -> None:
         assert numbers["same"]
         with pytest.raises(Exception, match="The horizon is 100000; expected a whole number from 1 to 600"):
             client.predict(**QUESTION | {"horizon": 100_000}, api_name="/forecast")
+        texts = (["A fine film.", "dull"], "English")
+        one, two = (client.predict(*texts, name, api_name="/sentiment_values") for name in racing.RUNTIMES)
+        assert one["labels"] == two["labels"]
+        np.testing.assert_allclose(one["probabilities"], two["probabilities"], atol=1e-5)
+        with pytest.raises(Exception, match="There are 0 texts; expected 1 to 32"):
+            client.predict([], "English", "torch", api_name="/sentiment_values")
+        asked = ("ROMEO\n", "Shakespeare (English)", 50, 0.8, 0, 1.0, 1)
+        one, two = (client.predict(*asked, name, api_name="/characters_values") for name in racing.RUNTIMES)
+        assert one["text"] == two["text"]
+        assert len(one["text"]) == 50
+        with pytest.raises(Exception, match="The prompt is empty"):
+            client.predict("", *asked[1:], "torch", api_name="/characters_values")
     finally:
         page.close()
         client.close()

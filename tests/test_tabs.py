@@ -57,7 +57,7 @@ def test_visitors_text_is_escaped(vocabulary: Vocabulary) -> None:
     shown = sentiment.shaded(vocabulary, text, np.full(len(text), 0.7))
     assert "<script" not in shown
     assert "<img" not in shown
-    assert characters.show_text(text, text).count("<") == 4
+    assert characters.show_text(text, text).count("<") == 6
 
 
 def test_shades_follow_the_opinion() -> None:
@@ -126,6 +126,38 @@ def test_texts_without_a_word_are_answered() -> None:
 def probabilities(*positive: float) -> dict[str, np.ndarray]:
     table = np.array([[1 - share, share] for share in positive], np.float32)
     return {"probabilities": table, "running": table[:, None]}
+
+
+def test_of_long_texts_the_beginning_is_shaded() -> None:
+    texts = ["好" * 1500, "<b>差" * 500]
+    given = {"probabilities": np.full((2, 2), 0.5), "running": np.full((2, 2000, 2), 0.5)}
+    shown = sentiment.show_texts(CHARACTERS, ["negative", "positive"], texts, Column("torch", given, 1.0, ""))
+    assert shown.count("<span") == sentiment.SHADED
+    assert shown.count("差") == 500
+    assert "<b>差" not in shown
+    assert max(len(line) for line in shown.split('"') if "," in line) < 14 * sentiment.POINTS
+
+
+def test_a_line_goes_from_the_first_to_the_last_opinion() -> None:
+    for count in (1, 2, 299, 5000):
+        line = sentiment.sparkline(np.linspace(0.25, 0.75, count))
+        first, *between, last = line.split('points="')[1].split('"')[0].split()
+        assert first == "0.00,75.0"
+        assert last == f"100.00,{25.0 if count > 1 else 75.0}"
+        assert len(between) == min(max(2, count), sentiment.POINTS) - 2
+
+
+def test_words_that_the_net_does_not_know_are_counted() -> None:
+    lead, *_ = sentiment.sentiment("English", "A fine film, zzyzx.\nIt is good", "torch", "onnxruntime")
+    assert "2 texts of 7 words in one batch, 1 unknown to the net." in lead
+    assert "is this its language?" in sentiment.sentiment("English", "还不错", "torch", "onnxruntime")[0]
+    assert "unknown" not in sentiment.sentiment("English", "A fine film", "torch", "onnxruntime")[0]
+
+
+def test_a_column_with_nan_after_one_word_is_not_the_same() -> None:
+    one, other = (Column(name, probabilities(0.9), 1.0, "") for name in racing.RUNTIMES)
+    other.outputs["running"][0, 0, 0] = np.nan
+    assert not sentiment.compare(one, other)["same"]
 
 
 @pytest.mark.parametrize("found", [(0.9, 0.2002), (0.9, 0.7), (0.9, float("nan"))])
@@ -211,13 +243,36 @@ def test_columns_end_with_a_sentence() -> None:
     assert not stop["interactive"]
 
 
+def records(change: int | None) -> list[dict]:
+    """What two columns wrote, of which the second has another token at `change`."""
+    _, _, feeds, _ = characters.ask(*QUESTION)
+    tokens = loaded("torch").run(feeds)["tokens"][0].tolist()
+    other = [token + 1 if place == change else token for place, token in enumerate(tokens)]
+    return [
+        {"runtime": name, "tokens": written, "question": list(QUESTION)}
+        for name, written in (("torch", tokens), ("onnxruntime", other))
+    ]
+
+
 def test_texts_that_part_show_no_speed() -> None:
-    question = list(QUESTION)
-    one = {"runtime": "torch", "tokens": [1, 2, 3], "question": question}
-    other = {"runtime": "onnxruntime", "tokens": [1, 2, 4], "question": question}
-    result, numbers, *_ = characters.finish(one, other)
-    assert "The texts part at character 3: no speed is shown." in result
-    assert numbers == {"same": False, "first_difference": 2, "measured": {}}
+    result, numbers, *_ = characters.finish(*records(change=5))
+    assert "The texts part: no speed is shown." in result
+    assert "They part at character 6, where a change of" in result
+    assert numbers["measured"] == {}
+    assert numbers["margin"] > 5e-6
+
+
+@pytest.mark.parametrize("place", [0, 7])
+def test_a_tie_is_told_from_a_difference(monkeypatch: pytest.MonkeyPatch, place: int) -> None:
+    monkeypatch.setattr(characters, "margin_at", lambda *_: 1e-7)
+    result, numbers, *_ = characters.finish(*records(change=place))
+    assert numbers["first_difference"] == place
+    if place:
+        assert "a tie, which rounding decides" in result
+        assert "times as" in result
+        assert numbers["measured"]["torch"]["characters"] == place
+    else:  # nothing was written alike that could be measured
+        assert "no speed is shown" in result
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The trainings: the data and its parts, the baselines, one small training of each cell, and what is refused."""
+"""The training of forecasters: series and parts, baselines, a small training of each cell, and what is refused."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from seqexport.checkpoint import read_checkpoint
-from seqexport.errors import FileError, SeqExportError, SpecError
+from seqexport.errors import SeqExportError, SpecError
 from seqexport.pipelines import Forecast
 from seqexport.specs import CELLS
 from training import data, forecasting
-from training.data import PackagedFile, Series
+from training.data import Series
 
 
 def series_of(values: np.ndarray, **changes: object) -> Series:
@@ -33,14 +33,6 @@ def trained(path: Path, **options: object) -> dict:
 def cache(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "seqexport"
-
-
-@pytest.fixture
-def packaged(cache, monkeypatch) -> PackagedFile:
-    """A file that a stand-in for pip would bring as b"good"."""
-    file = PackagedFile("some-package", "1.0", "some/folder/values.dat", hashlib.sha256(b"good").hexdigest())
-    monkeypatch.setattr(data, "_download", lambda file: b"good")
-    return file
 
 
 # --- data
@@ -77,53 +69,6 @@ def test_a_series_with_a_hole_is_refused():
 def test_the_sine_is_the_same_every_time():
     assert np.array_equal(data.sine().values, data.sine().values)
     assert data.sine().sha256 == hashlib.sha256(data.sine().values.tobytes()).hexdigest()
-
-
-def test_a_fetched_file_is_cached(packaged, cache, monkeypatch):
-    assert data.fetch(packaged) == b"good"
-    assert [path.name for path in cache.iterdir()] == ["some-package-1.0-values.dat"]
-    monkeypatch.setattr(data, "_download", lambda file: pytest.fail("fetched again"))
-    assert data.fetch(packaged) == b"good"
-
-
-def test_a_damaged_cached_file_is_fetched_anew(packaged):
-    data.fetch(packaged)
-    data.cached(packaged).write_bytes(b"goof")
-    assert data.fetch(packaged) == b"good"
-    assert data.cached(packaged).read_bytes() == b"good"
-
-
-def test_other_bytes_than_the_pinned_ones_are_refused(packaged, cache, monkeypatch):
-    monkeypatch.setattr(data, "_download", lambda file: b"evil")
-    with pytest.raises(
-        FileError, match=r"values.dat of some-package 1.0 has the sha256 .*; expected .*get the original"
-    ):
-        data.fetch(packaged)
-    assert not cache.exists()
-
-
-def test_a_cache_that_cannot_be_made_is_one_sentence(packaged, cache):
-    cache.parent.write_text("a file in the way")
-    with pytest.raises(FileError, match="The cache folder .* could not be made .*: set XDG_CACHE_HOME"):
-        data.fetch(packaged)
-
-
-def test_offline_says_what_was_to_be_fetched_and_what_to_do(cache, monkeypatch):
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", "")
-    with pytest.raises(FileError) as caught:
-        data.load("sunspots")
-    message = str(caught.value)
-    assert message.startswith("sunspots_monthly.dat of statsmodels 0.15.0 could not be fetched")
-    assert "No matching distribution found" in message
-    assert f"or put the file at {cache}" in message
-    assert "\n" not in message
-
-
-def test_a_hanging_download_is_one_sentence(cache, monkeypatch):
-    monkeypatch.setattr(data, "DOWNLOAD_SECONDS", 0.001)
-    with pytest.raises(FileError, match="no answer within 0.001 seconds"):
-        data.load("sunspots")
 
 
 def test_an_unknown_data_set_is_refused():
