@@ -1,6 +1,14 @@
 """Train a generator of characters: a recurrent net that reads a text and gives the probabilities of what comes next.
 
-python -m training.chargen --cell lstm --data shakespeare --out characters.pt
+    python -m training.chargen --cell lstm --data shakespeare --out characters.pt --threads 1
+
+13 minutes on one core, and 2.18 bits a character of the test part, the last tenth of the text, where interpolated
+n-grams of up to nine characters, tuned on the validation part, have 2.18 too: the net is ahead by 0.004 bits there and
+behind by 0.006 on the validation part, a tie, with 0.9 million numbers against millions of counted n-grams. With
+`--data sanguo` 11 minutes, and 6.70 bits a character against 6.96 of the n-grams: there the net is clearly better.
+One seed each.
+
+The same seed gives the same weights on the same machine with the same number of threads.
 """
 
 from __future__ import annotations
@@ -30,32 +38,35 @@ from training import ngrams
 from training.command import Preset, check_options, run
 from training.optimisation import descend, initialise, learning_rate_factor
 
-ORDERS = (1, 2, 3, 4, 5, 6, 7)  # of the n-grams; those whose numbers fit into 64 bits are tried
+LONGEST = 9  # order of the n-grams that are tried; fewer where their numbers would not fit into 64 bits
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Sizes and hyperparameters, chosen on the validation part."""
+    """Sizes and hyperparameters of the plays, set before the first run and not tuned further: none was chosen by a
+    comparison, on the test part or elsewhere. The validation part chooses among the weights of a run."""
 
-    embedding: int = 64
-    hidden_size: int = 256
+    embedding: int = 64  # of 80 characters: almost a dimension for each
+    hidden_size: int = 256  # with two layers 0.9 million parameters, 3.5 MB, and some 13 minutes
     layers: int = 2
     tied: bool = False  # the head's matrix is the embedding's, which then has the hidden size
     window: int = 128  # characters over which the error is carried back; the state goes on to the next window
     batch: int = 32  # streams: as many places of the text are read at the same time
-    epochs: float = 5
-    learning_rate: float = 4e-3
-    weight_decay: float = 1e-2
-    dropout: float = 0.1
-    unknown: float = 0.005  # share of characters that are read, never asked for, as the unknown one
-    clip: float = 1.0
-    looks: int = 10  # at the validation part, evenly over the training
+    epochs: float = 5  # the validation part still gets better at the end, along the cosine
+    learning_rate: float = 4e-3  # reached after a warm-up of 5 % of the steps, then down to zero along a cosine
+    weight_decay: float = 1e-2  # AdamW's own default
+    dropout: float = 0.1  # little: the training part has over four times as many characters as the net parameters
+    unknown: float = 0.005  # share of characters that are read, never asked for, as the unknown one, to teach it
+    clip: float = 1.0  # the norm of the gradient: the usual guard of recurrent nets
+    looks: int = 10  # at the validation part, evenly over the training; each reads all of it
 
 
 def recipe(data: str, preset: Preset) -> Recipe:
     """The recipe for a data set. `tutorial` has the small sizes that tutorials use; the rest is the same."""
     plan = Recipe()
     if data == "sanguo":
+        # A tenth of the text and fifty times the characters: nearly all parameters are a character's row, so one
+        # matrix of them serves twice, and dropout is strong. At the end the validation part gains next to nothing.
         plan = replace(plan, embedding=192, hidden_size=192, layers=1, tied=True, window=64, epochs=20, dropout=0.5)
     if preset == "tutorial":
         return replace(plan, embedding=64, hidden_size=128, layers=2, tied=False)
@@ -203,13 +214,13 @@ def bits_per_character(network: Network, tokens: np.ndarray, count: int = 16, wi
 
 def baselines(tokens: dict[str, np.ndarray], size: int) -> dict[str, Any]:
     """Bits a character of the test part of what needs no recurrent net: single characters' frequencies, and
-    interpolated n-grams whose order and discount are tuned on the validation part."""
-    counts, setting = ngrams.tuned(tokens["train"], tokens["validation"], size, ORDERS)
+    interpolated n-grams whose order and trust are tuned on the validation part."""
+    counts, setting = ngrams.tuned(tokens["train"], tokens["validation"], size, LONGEST)
     order = int(setting["order"])
     return {
         "baselines": {
-            f"interpolated n-grams (order {order})": counts.bits(tokens["test"], order, setting["discount"]),
-            "frequencies of the characters": counts.bits(tokens["test"], 1, ngrams.DISCOUNTS[0]),
+            f"interpolated n-grams (order {order})": counts.bits(tokens["test"], order, setting["trust"]),
+            "frequencies of the characters": counts.bits(tokens["test"], 1, ngrams.TRUSTS[0]),
         },
         "ngrams": setting,
     }

@@ -43,7 +43,7 @@ class Recipe:
     embedding: int = 64
     hidden_size: int = 128
     layers: int = 1
-    pooling: Pooling = "mean"
+    pooling: Pooling = "max"
     words: int = 20_000  # of the vocabulary, with the unknown one
     window: int = 300  # tokens that a longer review is cut to, elsewhere every time
     batch: int = 32
@@ -59,6 +59,8 @@ class Recipe:
 def recipe(data: str, preset: Preset) -> Recipe:
     """The recipe for a data set. `tutorial` has the small sizes that tutorials use; the rest is the same."""
     plan = Recipe()
+    if data == "reviews-zh":
+        plan = replace(plan, epochs=10, unknown=0.2)
     if preset == "tutorial":
         return replace(plan, embedding=100, hidden_size=128, dropout=0.3)
     return plan
