@@ -339,7 +339,9 @@ def test_a_column_that_fails_leaves_a_page_that_can_be_used(
         visit.sampled(until="Not finished")
         assert "The checkpoint is gone." in visit.page.get_by_test_id("toast-body").inner_text()
     write = visit.page.get_by_role("button", name="Write", exact=True)
-    visit.page.wait_for_function("() => !document.querySelector('.written').textContent")
-    assert write.is_enabled()
+    assert visit.written()[0] == ""
+    assert write.is_disabled()
+    visit.press("Stop")
+    visit.sampled(until="Stopped")
     write_quickly(visit, 1)
     visit.page.close()

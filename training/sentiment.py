@@ -1,6 +1,14 @@
 """Train a classifier of opinions: a recurrent net that reads a review token by token and says what it thinks.
 
-python -m training.sentiment --cell lstm --data reviews-en --out sentiment.pt
+    python -m training.sentiment --cell lstm --data reviews-en --out sentiment.pt --threads 1
+
+Three to six minutes on one core, and 86.8 % of the test part's IMDB reviews and 73.0 % of its Rotten Tomatoes sentences
+right. A logistic regression on TF-IDF of words and pairs, tuned on the validation part, has 89.4 % and 78.2 %: it is
+better on both. With `--data reviews-zh` one to two minutes and 83.2 %, against 84.5 % of a regression on one to three
+characters, which lies within the interval of 1.8 points. One seed each. What the net has over the regression is that
+it reads in order and can say what it thinks after each word.
+
+The same seed gives the same weights on the same machine with the same number of threads.
 """
 
 from __future__ import annotations
@@ -38,28 +46,31 @@ TFIDF_STRENGTHS = (1.0, 3.0, 10.0, 30.0, 100.0)  # C of the logistic regression,
 
 @dataclass(frozen=True)
 class Recipe:
-    """Sizes and hyperparameters, chosen on the validation part."""
+    """Sizes and hyperparameters, chosen on the validation part, on which 0.6 points (1.2 with the intervals' 95 %) are
+    chance for the English reviews and 0.9 for the Chinese, so that most of the choices compared are equals."""
 
-    embedding: int = 64
-    hidden_size: int = 128
+    embedding: int = 64  # English: 5.5 MB in all; 96 with a hidden size of 96 has 85.5 %. Chinese 128: 83.8 %
+    hidden_size: int = 128  # Chinese, with the mean: 64 has 82.1 %, 128 has 83.3 %
     layers: int = 1
-    pooling: Pooling = "max"
+    pooling: Pooling = "max"  # validation 85.9 %, the mean over the steps has 84.9 %: one word can settle it
     words: int = 20_000  # of the vocabulary, with the unknown one
-    window: int = 300  # tokens that a longer review is cut to, elsewhere every time
+    window: int = 300  # tokens that a longer review is cut to, elsewhere every time; whole reviews are scored
     batch: int = 32
-    epochs: float = 6
-    learning_rate: float = 2e-3
-    weight_decay: float = 1e-2
-    dropout: float = 0.5
-    unknown: float = 0.1  # share of tokens that are read as the unknown one
-    clip: float = 1.0
+    epochs: float = 6  # the best weights of the English come in the fifth; after that the net learns by heart
+    learning_rate: float = 2e-3  # up within 5 % of the steps, down along a cosine; 1e-3 over five epochs: 83.8 %
+    weight_decay: float = 1e-2  # AdamW's own default; thirty times more changed little on the Chinese (82.3 %)
+    dropout: float = 0.5  # of what the head reads; 0.7 was worse on the Chinese (82.5 %, not 83.3 %)
+    unknown: float = (
+        0.1  # share of tokens that are read as the unknown one, which teaches it; with the mean 0.3 has 85.5 %
+    )
+    clip: float = 1.0  # the norm of the gradient: the usual guard of recurrent nets
     looks: int = 20  # at the validation part, evenly over the training
 
 
 def recipe(data: str, preset: Preset) -> Recipe:
     """The recipe for a data set. `tutorial` has the small sizes that tutorials use; the rest is the same."""
     plan = Recipe()
-    if data == "reviews-zh":
+    if data == "reviews-zh":  # a third of the texts, all short: 83.9 %, with the values above 83.1 %
         plan = replace(plan, epochs=10, unknown=0.2)
     if preset == "tutorial":
         return replace(plan, embedding=100, hidden_size=128, dropout=0.3)
