@@ -218,13 +218,18 @@ def _decided(report: Report) -> str:
 
 
 def _errors(report: Report) -> str:
-    return "\n".join(f"| {part} | {output} | {error:.1e} |" for (part, output), error in report.worst().items())
+    return "\n".join(
+        f"| {part} | {output} | {f'{error:.1e}' if error else '0'} |"
+        for (part, output), error in report.worst().items()
+    )
 
 
 def _files(report: Report) -> str:
-    return "\n".join(
-        f"| {Path(file.path).name} | the {file.part}, opset {file.opset}, {file.nodes} nodes |" for file in report.files
-    )
+    lines = []
+    for file in report.files:
+        what = "network" if file.part == "network" else f"pipeline {file.part}"
+        lines.append(f"| {Path(file.path).name} | the {what}, opset {file.opset}, {file.nodes} nodes |")
+    return "\n".join(lines)
 
 
 def results_table(models: Mapping[str, tuple[Mapping[str, Any], float]]) -> str:
