@@ -122,11 +122,15 @@ def parted(one: Sequence[int], other: Sequence[int]) -> int | None:
     return next((place for place, (a, b) in enumerate(zip(one, other, strict=True)) if a != b), None)
 
 
-def finish(one: dict[str, Any] | None, other: dict[str, Any] | None) -> tuple[Any, Any, Any, Any]:
+def finish(one: dict[str, Any] | None, other: dict[str, Any] | None) -> tuple[Any, ...]:
     """When both columns have ended: hold the texts against each other, and measure the runtimes in turns → the
-    sentence, all the numbers, and the buttons' new state. The first column to end leaves it to the second."""
+    sentence, all the numbers, the buttons' new state, and empty records.
+
+    Called when either column ends, one call at a time: the first column to end leaves it to the second, and where both
+    end at once, the second call finds the records empty.
+    """
     if one is None or other is None or one["question"] != other["question"]:
-        return (gr.skip(),) * 4
+        return (gr.skip(),) * 6
     names = [one["runtime"], other["runtime"]]
     place = parted(one["tokens"], other["tokens"])
     with sentences():
@@ -140,7 +144,7 @@ def finish(one: dict[str, Any] | None, other: dict[str, Any] | None) -> tuple[An
     lead, detail = say(names, len(one["tokens"]), place, margin, columns)
     numbers = {"same": place is None, "first_difference": place, "margin": margin, "measured": measured}
     result = racing.say(lead, html.escape(" ".join([*notes, detail])))
-    return result, numbers, gr.update(interactive=True), gr.update(interactive=False)
+    return result, numbers, gr.update(interactive=True), gr.update(interactive=False), None, None
 
 
 def margin_at(folder: str, feeds: Mapping[str, Any], tokens: Sequence[int], place: int) -> float:
@@ -198,10 +202,10 @@ def stopped() -> tuple[Any, Any, Any]:
     )
 
 
-def failed() -> tuple[Any, Any, Any]:
-    """What the page says where a column ended with an error, which is in a message of its own; the buttons' state."""
-    result, go, stop = stopped()
-    return racing.say("Not finished.", "One column could not go on; the message says why."), go, stop
+def failed() -> str:
+    """What the page says where a column ended with an error, which is in a message of its own. The other column may
+    still be writing, so that only Stop makes the way free."""
+    return racing.say("Not finished.", "One column could not go on; the message says why. Press Stop to begin again.")
 
 
 def characters_values(
@@ -227,7 +231,7 @@ CSS = """
   font-size: 0.9rem; line-height: 1.55; height: 24rem; overflow-y: auto; padding: 0.75rem 1rem; border-radius: 4px;
   border: 1px solid var(--border-color-primary); background: var(--block-background-fill);
   display: flex; flex-direction: column-reverse; }  /* keeps what was written last in sight */
-.written code { margin-bottom: auto; padding: 0; font: inherit; color: inherit; background: none;
+.written code { margin: 0 0 auto !important; padding: 0; font: inherit; color: inherit; background: none;
   white-space: inherit; }
 .written .prompt { color: var(--body-text-color-subdued); }
 @media (max-width: 720px) { .written { height: 12rem; } }
@@ -266,16 +270,9 @@ def tab(page: gr.Blocks, here: gr.Tab) -> None:
         go = gr.Button("Write", variant="primary", size="lg")
         stop = gr.Button("Stop", variant="stop", size="lg", interactive=False)
     sides = []
-    with gr.Row():
-        for name, label in (("torch", "Left runtime"), ("onnxruntime", "Right runtime")):
-            with gr.Column(min_width=320):
-                with gr.Row():
-                    with gr.Column(min_width=190):
-                        runtime = racing.runtime_choice(name, label)
-                    with gr.Column(min_width=190):
-                        speed = gr.HTML(elem_classes="latency speed", min_height=72)
-                written = gr.HTML('<pre class="written"></pre>', elem_classes="column")
-                sides.append((runtime, written, speed, gr.State()))
+    for runtime, speed in racing.columns(height=72):
+        written = gr.HTML('<pre class="written"></pre>', elem_classes="column")
+        sides.append((runtime, written, speed, gr.State()))
     with gr.Accordion("All the numbers", open=False):
         numbers = gr.JSON(label="Result", show_label=False)
 
@@ -295,8 +292,8 @@ def tab(page: gr.Blocks, here: gr.Tab) -> None:
         )
         for side, (runtime, written, speed, record) in enumerate(sides)
     ]
-    ends = [event.success(finish, records, [result, numbers, go, stop], **quiet | ALONE) for event in streams]
+    ends = [event.success(finish, records, [result, numbers, go, stop, *records], **quiet | ALONE) for event in streams]
     for event in (*streams, *ends):
-        event.failure(failed, None, [result, go, stop], queue=False, api_visibility="private")
+        event.failure(failed, None, result, queue=False, api_visibility="private")
     stop.click(stopped, None, [result, go, stop], cancels=[*streams, *ends], queue=False, api_visibility="private")
     gr.api(characters_values, api_name="characters_values", **ALONE)

@@ -265,16 +265,8 @@ def tab(page: gr.Blocks, here: gr.Tab) -> None:
             seed = gr.Number(value=0, precision=0, minimum=0, maximum=MAX_SEED, label="Seed of the noise")
     go = gr.Button("Forecast", variant="primary", size="lg")
     sides = []
-    with gr.Row():
-        for name, label in (("torch", "Left runtime"), ("onnxruntime", "Right runtime")):
-            with gr.Column(min_width=320):
-                with gr.Row():
-                    with gr.Column(min_width=190):
-                        runtime = racing.runtime_choice(name, label)
-                    with gr.Column(min_width=190):
-                        latency = gr.HTML(elem_classes="latency", min_height=72)
-                plot = gr.Plot(show_label=False, container=False, format="png")
-                sides.append((runtime, latency, plot))
+    for runtime, latency in racing.columns(height=72):
+        sides.append((runtime, latency, gr.Plot(show_label=False, container=False, format="png")))
     with gr.Accordion("All the numbers", open=False):
         numbers = gr.JSON(label="Result", show_label=False)
 

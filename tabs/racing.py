@@ -82,6 +82,11 @@ def measure(model: str, pipeline: str, names: Sequence[str], feeds: Mapping[str,
     entrants = {
         (name, onednn): load_runtime(model, pipeline, name, onednn) for name in names for onednn in ONEDNN[name]
     }
+    if len({runtime.metadata["checkpoint_sha256"] for runtime in entrants.values()}) > 1:
+        raise FileError(
+            f"The ONNX files of {EXPORTED.name}/{model} are of another checkpoint than the one beside them: "
+            "run python -m training.publish --keep-weights."
+        )
     results = take_turns(entrants, feeds)
     columns = {}
     for name in names:
@@ -137,9 +142,18 @@ def show_latency(milliseconds: float | None, note: str) -> str:
     return f'<p class="ms">{milliseconds:.2f} ms</p><p class="note">Median of the model call; {note}</p>'
 
 
-def runtime_choice(name: str, label: str) -> gr.Dropdown:
-    """The choice of a column's runtime."""
-    return gr.Dropdown([*zip(RUNTIMES.values(), RUNTIMES)], value=name, label=label)  # noqa: B905
+def columns(height: int) -> Iterator[tuple[gr.Dropdown, gr.HTML]]:
+    """The left and the right column: the choice of its runtime, and the place of its latency, `height` pixels high.
+    What the caller makes while it has one of them stands below."""
+    with gr.Row():
+        for name, label in (("torch", "Left runtime"), ("onnxruntime", "Right runtime")):
+            with gr.Column(min_width=320):
+                with gr.Row():
+                    with gr.Column(min_width=190):
+                        runtime = gr.Dropdown([*zip(RUNTIMES.values(), RUNTIMES)], value=name, label=label)  # noqa: B905
+                    with gr.Column(min_width=190):
+                        latency = gr.HTML(elem_classes="latency", min_height=height)
+                yield runtime, latency
 
 
 @contextlib.contextmanager

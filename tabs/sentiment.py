@@ -248,15 +248,8 @@ def tab(page: gr.Blocks, here: gr.Tab) -> None:
         f"Dotted words are unknown to the net. Of long texts the first {SHADED:,} words are shaded.</p>"
     )
     sides = []
-    with gr.Row():
-        for name, label in (("torch", "Left runtime"), ("onnxruntime", "Right runtime")):
-            with gr.Column(min_width=320):
-                with gr.Row():
-                    with gr.Column(min_width=190):
-                        runtime = racing.runtime_choice(name, label)
-                    with gr.Column(min_width=190):
-                        latency = gr.HTML(elem_classes="latency", min_height=104)  # three lines of note
-                sides.append((runtime, latency, gr.HTML(elem_classes="opinions")))
+    for runtime, latency in racing.columns(height=104):  # three lines of note
+        sides.append((runtime, latency, gr.HTML(elem_classes="opinions")))
     with gr.Accordion("All the numbers", open=False):
         numbers = gr.JSON(label="Result", show_label=False)
 

@@ -235,7 +235,7 @@ def test_characters_stream_in_both_columns_at_the_same_time(
     assert left.startswith("ROMEO\n")
     assert len(left) == 1006
     assert "the same 1,000 characters" in visit.page.locator("#characters-result").inner_text()
-    assert all("characters/s" in text for text in visit.page.locator(".speed").all_inner_texts())
+    assert all("characters/s" in text for text in visit.page.locator(".latency:visible").all_inner_texts())
     visit.check()
     visit.page.close()
 
@@ -312,6 +312,9 @@ def test_a_bad_prompt_gets_a_sentence_and_the_page_stays_usable(browser: "sync_a
 def test_what_was_written_last_is_in_sight(browser: "sync_api.Browser", url: str) -> None:
     visit = Visit(browser, url, 390, "light")
     visit.open("Characters")
+    write_quickly(visit, 3, 40)
+    above = "box => box.querySelector('code').getBoundingClientRect().top - box.getBoundingClientRect().top"
+    assert all(0 < box.evaluate(above) < 40 for box in visit.page.locator(".written").all())
     write_quickly(visit, 3, 2000)
     below = "box => box.querySelector('code').getBoundingClientRect().bottom - box.getBoundingClientRect().bottom"
     for box in visit.page.locator(".written").all():

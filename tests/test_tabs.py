@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import seqexport
-from seqexport.errors import InputError
+from seqexport.errors import FileError, InputError
 from seqexport.text import UNKNOWN, Vocabulary
 from tabs import characters, racing, sentiment
 from tabs.racing import Column
@@ -234,7 +234,8 @@ def test_columns_end_with_a_sentence() -> None:
         assert "characters/s" in last[1]
         assert characters.finish(record, last[2])[0] == gr.skip() if record is None else True
         first, record = record, last[2]
-    result, numbers, go, stop = characters.finish(first, record)
+    result, numbers, go, stop, *records = characters.finish(first, record)
+    assert records == [None, None]  # so that a second call has nothing left to do
     assert "times as" in result
     assert "the same 80 characters" in result
     assert numbers["same"]
@@ -309,3 +310,14 @@ def test_a_prompt_with_unknown_characters_or_a_long_one_is_answered_with_a_note(
 def test_a_temperature_of_zero_does_not_depend_on_the_seed() -> None:
     texts = {characters.characters_values("ROMEO\n", length=40, temperature=0, seed=seed)["text"] for seed in range(3)}
     assert len(texts) == 1
+
+
+def test_files_of_another_checkpoint_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    load = racing.load_runtime
+
+    def mixed(model: str, pipeline: str, name: str, onednn: bool | None = None) -> seqexport.runtimes.Runtime:
+        return load("sunspots-gru" if name == "torch" else "sunspots-lstm", pipeline, name, onednn)
+
+    monkeypatch.setattr(racing, "load_runtime", mixed)
+    with pytest.raises(FileError, match="are of another checkpoint than the one beside them: run python -m training"):
+        racing.measure("sunspots-gru", "forecast", ["torch", "onnxruntime"], {})
