@@ -248,7 +248,7 @@ def tab(page: gr.Blocks, here: gr.Tab) -> None:
         f"Dotted words are unknown to the net. Of long texts the first {SHADED:,} words are shaded.</p>"
     )
     sides = []
-    for runtime, latency in racing.columns(height=104):  # three lines of note
+    for runtime, latency in racing.columns(height=112):  # three lines of note
         sides.append((runtime, latency, gr.HTML(elem_classes="opinions")))
     with gr.Accordion("All the numbers", open=False):
         numbers = gr.JSON(label="Result", show_label=False)
