@@ -24,6 +24,7 @@ from torch.onnx._internal.exporter import _registration
 
 from seqexport import __version__, recurrent
 from seqexport.errors import SeqExportError, SpecError, UnsupportedError
+from seqexport.interception import RecurrentCallsStayWhole
 from seqexport.specs import TensorSpec, dynamic_dims
 from seqexport.verification import Subject
 
@@ -97,7 +98,7 @@ def _trace(part: Part) -> torch.export.ExportedProgram:
         {axis: dynamic for axis, dim in enumerate(spec.dims) if isinstance(dim, str)} for spec in part.inputs
     )
     try:
-        with _quiet(), recurrent.RecurrentCallsStayWhole(), torch.no_grad():
+        with _quiet(), RecurrentCallsStayWhole(), torch.no_grad():
             return torch.export.export(
                 _Variadic(part.module), example(part.inputs), dynamic_shapes=(shapes,), strict=False
             )
@@ -212,7 +213,7 @@ def _name(model: ir.Model, part: Part) -> None:
     """Inputs, outputs and dims get the names of the specs, torch's symbols for the dims going everywhere."""
     graph = model.graph
     graph.name = part.subject.part
-    symbols: dict[str, str] = {}
+    symbols = _longest(graph)
     for value, spec in zip(graph.inputs, part.inputs, strict=True):
         value.name = spec.name
         assert value.shape is not None
@@ -264,6 +265,18 @@ def _renamed(dim: int | ir.SymbolicDim, symbols: Mapping[str, str]) -> int | str
     if isinstance(dim, int) or dim.value is None:
         return dim if isinstance(dim, int) else None
     return re.sub(r"[A-Za-z_]\w*", lambda match: symbols.get(match[0], match[0]), str(dim.value))
+
+
+def _longest(graph: ir.Graph) -> dict[str, str]:
+    """Names for the sizes of outputs that come from values, which torch calls u0 and the like: the longest row of a
+    packed sequence."""
+    sizes = [
+        size
+        for value in graph.outputs
+        for dim in (value.shape or ())
+        for size in re.findall(r"\bu\d+\b", str(getattr(dim, "value", "")))
+    ]
+    return {size: f"longest_{place}" if place else "longest" for place, size in enumerate(dict.fromkeys(sizes))}
 
 
 def _give_default(graph: ir.Graph, spec: TensorSpec) -> None:

@@ -20,9 +20,7 @@ import torch
 from onnxscript import opset20 as op
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
-from torch.overrides import TorchFunctionMode
 
-from seqexport.errors import UnsupportedError
 from seqexport.specs import Cell
 
 State = tuple[Tensor, ...]
@@ -150,7 +148,7 @@ def as_function(module: nn.RNNBase) -> Recurrence:
 
     def run(x: Tensor, state: State, lengths: Tensor | None) -> tuple[Tensor, State]:
         if torch.compiler.is_exporting():
-            y, *final = _call(*MODES[mode], x, state, lengths, weights, bias, layers, bidirectional)
+            y, *final = call(*MODES[mode], x, state, lengths, weights, bias, layers, bidirectional)
         else:
             y, *final = _eager(mode, x, state, lengths, weights, bias, layers, bidirectional, dropout)
         return y, tuple(final)
@@ -158,7 +156,7 @@ def as_function(module: nn.RNNBase) -> Recurrence:
     return run
 
 
-def _call(
+def call(
     cell: Cell,
     nonlinearity: str,
     x: Tensor,
@@ -169,48 +167,10 @@ def _call(
     layers: int,
     bidirectional: bool,
 ) -> State:
+    """The operator of the cell: x (T, B, F), state (L*D, B, H), lengths (B) or None → y (T, B, D*H), final state."""
     if cell == "rnn":
         return rnn(x, *state, lengths, weights, bias, layers, bidirectional, nonlinearity)
     return (lstm if cell == "lstm" else gru)(x, *state, lengths, weights, bias, layers, bidirectional)
-
-
-class RecurrentCallsStayWhole(TorchFunctionMode):
-    """While active, the calls that nn.RNN, nn.LSTM and nn.GRU make become the operators of this module."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = getattr(func, "__name__", "")
-        if name == "_pack_padded_sequence":
-            raise UnsupportedError(
-                "The model packs its sequences (pack_padded_sequence), which seqexport cannot export yet: "
-                "give the recurrent net the padded tensor."
-            )
-        if name not in MODES or func != getattr(torch._VF, name):
-            return func(*args, **(kwargs or {}))
-        return self._recurrent(name, *args)
-
-    def _recurrent(
-        self,
-        name: str,
-        x: Tensor,
-        hx: Any,
-        weights: Sequence[Tensor],
-        bias: bool,
-        layers: int,
-        dropout: float,
-        train: bool,
-        bidirectional: bool,
-        batch_first: bool,
-    ) -> State:
-        cell, nonlinearity = MODES[name]
-        if len(weights) != layers * (2 if bidirectional else 1) * (4 if bias else 2):
-            raise UnsupportedError(
-                "The model has an nn.LSTM with proj_size, which seqexport cannot export yet: use one without."
-            )
-        if batch_first:
-            x = x.transpose(0, 1)
-        state = tuple(hx) if cell == "lstm" else (hx,)
-        y, *final = _call(cell, nonlinearity, x, state, None, list(weights), bias, layers, bidirectional)
-        return (y.transpose(0, 1) if batch_first else y, *final)
 
 
 def _ints(*values: int) -> Any:

@@ -219,10 +219,10 @@ def plan(subject: Subject) -> list[Case]:
     dims = dynamic_dims(subject.inputs)
     states = ("zero state", "random state") if subject.state_map else ("",)
     cases = []
-    for row, state in itertools.product(SIZES if dims else SIZES[:1], states):
-        sizes = {dim: row[index % len(row)] for index, dim in enumerate(dims)}
+    for index, (row, state) in enumerate(itertools.product(SIZES if dims else SIZES[:1], states)):
+        sizes = {dim: row[place % len(row)] for place, dim in enumerate(dims)}
         about = [" × ".join(f"{dim} {size}" for dim, size in sizes.items()) or "fixed shape", state]
-        cases.append(_case(subject, about, sizes, state == "random state", next(settings), rng))
+        cases.append(_case(subject, about, sizes, state == "random state", next(settings), rng, short=index % 2 == 1))
     if subject.chunked and subject.state_map:
         for chunks in CHUNKS:
             sizes = {dim: (2, sum(chunks), 3, 6)[index % 4] for index, dim in enumerate(dims)}
@@ -240,7 +240,9 @@ def _case(
     settings: Mapping[str, float],
     rng: np.random.Generator,
     chunks: tuple[int, ...] | None = None,
+    short: bool = False,
 ) -> Case:
+    """Values for one case. short: integers up to a dim's size, such as lengths, stay below it."""
     feeds = {}
     for spec in subject.inputs:
         if spec.name in subject.state_map:
@@ -253,6 +255,8 @@ def _case(
             values = np.full(spec.shape(sizes), settings[spec.name], spec.dtype)
         else:
             values = spec.sample(sizes, rng)
+            if short and isinstance(spec.high, str):
+                values = np.minimum(values, max(1, sizes[spec.high] - 1)).astype(spec.dtype)
         feeds[spec.name] = subject.prepare[spec.name](values) if spec.name in subject.prepare else values
     shown = [f"{name} {value:g}" for name, value in settings.items()]
     return Case(" · ".join(filter(None, [*about, *shown])), feeds, chunks)

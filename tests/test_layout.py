@@ -20,6 +20,7 @@ ORDER = (
     "checkpoint",
     "runtimes",
     "verification",
+    "interception",
     "graphs",
     "exporter",
     "deployment",

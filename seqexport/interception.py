@@ -1,0 +1,166 @@
+"""Keeps recurrent calls whole while torch.export traces: plain ones, and those on packed sequences.
+
+A packed sequence has a data-dependent size, which no graph can have. Here it travels as what ONNX's operators take
+anyway: the padded rows laid flat, (T * B, F) in place of (sum of lengths, F), with the lengths aside. What is done to
+its rows one by one goes through unchanged; what is computed over all of them at once is not what torch would give, and
+is found by the verification.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+from torch.nn.utils.rnn import PackedSequence
+from torch.overrides import TorchFunctionMode
+
+from seqexport import recurrent
+from seqexport.errors import UnsupportedError
+from seqexport.recurrent import MODES, State
+
+MODULES: tuple[type[nn.RNNBase], ...] = (nn.RNN, nn.LSTM, nn.GRU)
+# Stands for the longest row's length where pad_packed_sequence asks for the number of batch sizes: below every
+# total_length that a user may give, with which torch compares it.
+LONGEST = -1
+
+
+@dataclass(frozen=True)
+class _Packing:
+    """What a packed sequence was made of. lengths: int64 (B), in the order of its rows; steps: T; batch: B.
+
+    batch_sizes: the tensor that stands for torch's, by whose identity the packing is found again.
+    """
+
+    lengths: Tensor
+    steps: Any
+    batch: Any
+    batch_sizes: Tensor
+
+
+class RecurrentCallsStayWhole(TorchFunctionMode):
+    """While active, the calls that nn.RNN, nn.LSTM and nn.GRU make become the operators of seqexport.recurrent, and
+    packing and padding what they need of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._packings: dict[int, _Packing] = {}
+        self._forwards: dict[type[nn.RNNBase], Callable[..., Any]] = {}
+
+    def __enter__(self) -> RecurrentCallsStayWhole:
+        # On packed input these methods read the batch as a Python number, which would be frozen.
+        for module in MODULES:
+            self._forwards[module] = module.forward
+            setattr(module, "forward", self._forward_of(module.forward))  # noqa: B010  a method, for a while
+        return super().__enter__()
+
+    def __exit__(self, *exception: Any) -> None:
+        super().__exit__(*exception)
+        for module, forward in self._forwards.items():
+            setattr(module, "forward", forward)  # noqa: B010
+
+    def _forward_of(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def forward(module: nn.RNNBase, input: Any, hx: Any = None) -> Any:
+            if isinstance(input, PackedSequence) and id(input.batch_sizes) in self._packings:
+                return self._run_packed(module, input, hx)
+            return original(module, input, hx)
+
+        return forward
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        if name == "_pack_padded_sequence":
+            return self._pack(*args)
+        if name == "_pad_packed_sequence":
+            return self._pad(*args)
+        packing = self._packings.get(id(args[0])) if args else None
+        if packing is not None and name == "size" and args[1:] == (0,):
+            return LONGEST
+        if packing is not None and name == "__getitem__" and args[1] == 0:
+            return packing.batch
+        if name in MODES and func == getattr(torch._VF, name):
+            return self._run(name, *args)
+        return func(*args, **(kwargs or {}))
+
+    def _run(
+        self,
+        name: str,
+        x: Tensor,
+        hx: Any,
+        weights: Sequence[Tensor],
+        bias: bool,
+        layers: int,
+        dropout: float,
+        train: bool,
+        bidirectional: bool,
+        batch_first: bool,
+    ) -> State:
+        """What torch._VF's function of this name gives, which the modules call on padded input."""
+        cell, nonlinearity = MODES[name]
+        _refuse_projections(len(weights), bias, layers, bidirectional)
+        if batch_first:
+            x = x.transpose(0, 1)
+        state = tuple(hx) if cell == "lstm" else (hx,)
+        y, *final = recurrent.call(cell, nonlinearity, x, state, None, list(weights), bias, layers, bidirectional)
+        return (y.transpose(0, 1) if batch_first else y, *final)
+
+    def _run_packed(self, module: nn.RNNBase, packed: PackedSequence, hx: Any) -> tuple[PackedSequence, Any]:
+        """What the module's forward gives on a packed sequence."""
+        cell, nonlinearity = MODES[module.mode.lower()]
+        weights = [getattr(module, name) for name in module._flat_weights_names]
+        _refuse_projections(len(weights), module.bias, module.num_layers, module.bidirectional)
+        packing = self._packings[id(packed.batch_sizes)]
+        state: State
+        if hx is None:
+            rows = module.num_layers * (2 if module.bidirectional else 1)
+            zero = packed.data.new_zeros(rows, packing.batch, module.hidden_size)
+            state = (zero, zero) if cell == "lstm" else (zero,)
+        else:
+            state = _rows_in_order(tuple(hx) if cell == "lstm" else (hx,), packed.sorted_indices)
+        x = packed.data.reshape(packing.steps, packing.batch, -1)
+        options = (weights, module.bias, module.num_layers, module.bidirectional)
+        y, *final = recurrent.call(cell, nonlinearity, x, state, packing.lengths, *options)
+        final = list(_rows_in_order(tuple(final), packed.unsorted_indices))
+        order = (packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices)
+        return PackedSequence(y.flatten(0, 1), *order), tuple(final) if cell == "lstm" else final[0]
+
+    def _pack(self, padded: Tensor, lengths: Tensor, batch_first: bool) -> tuple[Tensor, Tensor]:
+        x = padded.transpose(0, 1) if batch_first else padded
+        packing = _Packing(lengths, x.shape[0], x.shape[1], lengths.clone())
+        self._packings[id(packing.batch_sizes)] = packing
+        return x.flatten(0, 1), packing.batch_sizes
+
+    def _pad(
+        self, data: Tensor, batch_sizes: Tensor, batch_first: bool, padding_value: float, total_length: Any
+    ) -> tuple[Tensor, Tensor]:
+        if id(batch_sizes) not in self._packings:
+            raise UnsupportedError(
+                "The model pads a packed sequence that it did not pack itself (pack_padded_sequence): "
+                "give it the padded tensor and the lengths, and let it pack them."
+            )
+        packing = self._packings[id(batch_sizes)]
+        x = data.reshape(packing.steps, packing.batch, -1)
+        inside = torch.arange(packing.steps).unsqueeze(1) < packing.lengths
+        x = torch.where(inside.unsqueeze(2), x, padding_value)
+        if total_length is LONGEST:
+            longest = packing.lengths.max().item()
+            torch._check(longest <= packing.steps)
+            x = x[:longest]
+        elif not statically_known_true(total_length == packing.steps):
+            beyond = x.new_full((total_length, packing.batch, x.shape[2]), padding_value)
+            x = torch.cat([x, beyond])[:total_length]
+        return (x.transpose(0, 1) if batch_first else x), packing.lengths
+
+
+def _rows_in_order(state: State, order: Tensor | None) -> State:
+    return state if order is None else tuple(part.index_select(1, order) for part in state)
+
+
+def _refuse_projections(weights: int, bias: bool, layers: int, bidirectional: bool) -> None:
+    if weights != layers * (2 if bidirectional else 1) * (4 if bias else 2):
+        raise UnsupportedError(
+            "The model has an nn.LSTM with proj_size, which seqexport cannot export yet: use one without."
+        )
