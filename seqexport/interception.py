@@ -48,6 +48,7 @@ class RecurrentCallsStayWhole(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self._packings: dict[int, _Packing] = {}
+        self._state_given = True
         self._forwards: dict[type[nn.RNNBase], Callable[..., Any]] = {}
 
     def __enter__(self) -> RecurrentCallsStayWhole:
@@ -66,6 +67,7 @@ class RecurrentCallsStayWhole(TorchFunctionMode):
         def forward(module: nn.RNNBase, input: Any, hx: Any = None) -> Any:
             if isinstance(input, PackedSequence) and id(input.batch_sizes) in self._packings:
                 return self._run_packed(module, input, hx)
+            self._state_given = hx is not None
             return original(module, input, hx)
 
         return forward
@@ -100,21 +102,26 @@ class RecurrentCallsStayWhole(TorchFunctionMode):
     ) -> State:
         """What torch._VF's function of this name gives, which the modules call on padded input."""
         cell, nonlinearity = MODES[name]
-        _refuse_projections(len(weights), bias, layers, bidirectional)
         if batch_first:
             x = x.transpose(0, 1)
-        state = tuple(hx) if cell == "lstm" else (hx,)
-        y, *final = recurrent.call(cell, nonlinearity, x, state, None, list(weights), bias, layers, bidirectional)
+        options = (list(weights), bias, layers, bidirectional)
+        if len(weights) == layers * (2 if bidirectional else 1) * (5 if bias else 3):
+            # Only the module knows whether a state was given; the zeros that it makes itself are better left out.
+            y, *final = recurrent.lstm_projected(x, *(hx if self._state_given else (None, None)), None, *options)
+        else:
+            state = tuple(hx) if cell == "lstm" else (hx,)
+            y, *final = recurrent.call(cell, nonlinearity, x, state, None, *options)
         return (y.transpose(0, 1) if batch_first else y, *final)
 
     def _run_packed(self, module: nn.RNNBase, packed: PackedSequence, hx: Any) -> tuple[PackedSequence, Any]:
         """What the module's forward gives on a packed sequence."""
         cell, nonlinearity = MODES[module.mode.lower()]
         weights = [getattr(module, name) for name in module._flat_weights_names]
-        _refuse_projections(len(weights), module.bias, module.num_layers, module.bidirectional)
         packing = self._packings[id(packed.batch_sizes)]
         state: State
-        if hx is None:
+        if hx is None and module.proj_size:
+            state = ()
+        elif hx is None:
             rows = module.num_layers * (2 if module.bidirectional else 1)
             zero = packed.data.new_zeros(rows, packing.batch, module.hidden_size)
             state = (zero, zero) if cell == "lstm" else (zero,)
@@ -122,7 +129,10 @@ class RecurrentCallsStayWhole(TorchFunctionMode):
             state = _rows_in_order(tuple(hx) if cell == "lstm" else (hx,), packed.sorted_indices)
         x = packed.data.reshape(packing.steps, packing.batch, -1)
         options = (weights, module.bias, module.num_layers, module.bidirectional)
-        y, *final = recurrent.call(cell, nonlinearity, x, state, packing.lengths, *options)
+        if module.proj_size:
+            y, *final = recurrent.lstm_projected(x, *(state or (None, None)), packing.lengths, *options)
+        else:
+            y, *final = recurrent.call(cell, nonlinearity, x, state, packing.lengths, *options)
         final = list(_rows_in_order(tuple(final), packed.unsorted_indices))
         order = (packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices)
         return PackedSequence(y.flatten(0, 1), *order), tuple(final) if cell == "lstm" else final[0]
@@ -157,10 +167,3 @@ class RecurrentCallsStayWhole(TorchFunctionMode):
 
 def _rows_in_order(state: State, order: Tensor | None) -> State:
     return state if order is None else tuple(part.index_select(1, order) for part in state)
-
-
-def _refuse_projections(weights: int, bias: bool, layers: int, bidirectional: bool) -> None:
-    if weights != layers * (2 if bidirectional else 1) * (4 if bias else 2):
-        raise UnsupportedError(
-            "The model has an nn.LSTM with proj_size, which seqexport cannot export yet: use one without."
-        )

@@ -79,6 +79,38 @@ def rnn(
     return y.clone(), hn.clone()
 
 
+@torch.library.custom_op("seqexport::lstm_projected", mutates_args=())
+def lstm_projected(
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    lengths: Tensor | None,
+    weights: list[Tensor],
+    bias: bool,
+    layers: int,
+    bidirectional: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """x (T, B, F), h0 (L*D, B, P), c0 (L*D, B, H), both or none, lengths (B) → y (T, B, D*P), hn (L*D, B, P),
+    cn (L*D, B, H). After a direction's other weights comes W_hr (P, H), which projects its h."""
+    shapes = _projected_state(x, weights, layers, bidirectional)
+    state = tuple(x.new_zeros(shape) for shape in shapes) if h0 is None or c0 is None else (h0, c0)
+    y, hn, cn = _eager("lstm", x, state, lengths, weights, bias, layers, bidirectional, 0.0)
+    return y.clone(), hn.clone(), cn.clone()
+
+
+@lstm_projected.register_fake
+def _(x: Tensor, h0: Any, c0: Any, lengths: Any, weights: Any, bias: bool, layers: int, bidirectional: bool) -> State:
+    hn, cn = _projected_state(x, weights, layers, bidirectional)
+    y = x.new_empty(x.shape[0], x.shape[1], hn[2] * (2 if bidirectional else 1))
+    return y, x.new_empty(hn), x.new_empty(cn)
+
+
+def _projected_state(x: Tensor, weights: Sequence[Tensor], layers: int, bidirectional: bool) -> tuple[Any, Any]:
+    """The shapes of h (L*D, B, P) and c (L*D, B, H); W_hh is (4*H, P)."""
+    rows, (gates, projection) = layers * (2 if bidirectional else 1), weights[1].shape
+    return (rows, x.shape[1], projection), (rows, x.shape[1], gates // 4)
+
+
 def _eager(
     mode: str,
     x: Tensor,
@@ -258,11 +290,90 @@ def _lower_rnn(x: Any, h0: Any, lengths: Any, weights: Any, *options: Any) -> An
     return _lower("rnn", x, (h0,), lengths, weights, *options)
 
 
+def _lower_projected(
+    x: Any,
+    h0: Any | None,
+    c0: Any | None,
+    lengths: Any | None,
+    weights: Sequence[Any],
+    bias: bool,
+    layers: int,
+    bidirectional: bool,
+) -> tuple[Any, ...]:
+    """An LSTM whose h is projected, h = W_hr o tanh(c), as a plain one: its W_hh h is (W_hh W_hr) h' of the unprojected
+    h' = o tanh(c), and its outputs are those of the plain one times W_hr.
+
+    A given h0 has no h' in general, so what it adds to the first step's gates, W_hh h0, comes in by the input: P more
+    columns, which hold h0 at the step that a direction reads first and are zero elsewhere.
+    """
+    per_direction = 5 if bias else 3
+    per_layer = per_direction * (2 if bidirectional else 1)
+    counts: Any = None if lengths is None else op.Cast(lengths, to=ir.DataType.INT32)
+    given = h0 is not None
+    h: Any = h0
+    c: Any = c0
+    finals = []
+    for layer in range(layers):
+        parts = weights[layer * per_layer : (layer + 1) * per_layer]
+        sides = [parts[start : start + per_direction] for start in range(0, len(parts), per_direction)]
+        first, after = layer * len(sides), (layer + 1) * len(sides)
+        hidden_size = sides[0][-1].shape[1]
+        inputs: list[Any] = [side[0] for side in sides]
+        initial: Any = None
+        if given:
+            starts = [op.Slice(h, _ints(first + at), _ints(first + at + 1), _ints(0)) for at in range(len(sides))]
+            initial = op.Slice(c, _ints(first), _ints(after), _ints(0))
+            nothing: Any = op.Constant(value_float=0.0)
+            columns = [op.Where(_first_read(x, lengths, at == 1), start, nothing) for at, start in enumerate(starts)]
+            x = op.Concat(x, *columns, axis=2)
+            empty = [op.Mul(side[1], nothing) for side in sides]
+            inputs = [
+                op.Concat(side[0], *(side[1] if at == column else empty[at] for column in range(len(sides))), axis=1)
+                for at, side in enumerate(sides)
+            ]
+        w = _concat([op.Unsqueeze(_reordered("lstm", part, hidden_size), _ints(0)) for part in inputs])
+        r = _concat([op.Unsqueeze(_reordered("lstm", _folded(side), hidden_size), _ints(0)) for side in sides])
+        b = None
+        if bias:
+            halves = [
+                [op.Unsqueeze(_reordered("lstm", side[at], hidden_size), _ints(0)) for side in sides] for at in (2, 3)
+            ]
+            b = op.Concat(*(_concat(half) for half in halves), axis=1)
+        direction = "bidirectional" if bidirectional else "forward"
+        y, hn, cn = op.LSTM(x, w, r, b, counts, None, initial, hidden_size=hidden_size, direction=direction)
+        project = _concat([op.Unsqueeze(op.Transpose(side[-1], perm=[1, 0]), _ints(0)) for side in sides])  # (D, H, P)
+        finals.append((op.MatMul(hn, project), cn))
+        x = op.Reshape(op.Transpose(op.MatMul(y, project), perm=[0, 2, 1, 3]), _ints(0, 0, -1))  # (T, B, D*P)
+    return (x, *(_concat(final) for final in zip(*finals, strict=True)))
+
+
+def _folded(side: Sequence[Any]) -> Any:
+    """W_hh W_hr (4*H, H), multiplied in float64, since it stands for two products that torch rounds apart."""
+    w_hh: Any = op.Cast(side[1], to=ir.DataType.DOUBLE)
+    w_hr: Any = op.Cast(side[-1], to=ir.DataType.DOUBLE)
+    product: Any = op.MatMul(w_hh, w_hr)
+    return op.Cast(product, to=ir.DataType.FLOAT)
+
+
+def _first_read(x: Any, lengths: Any, reverse: bool) -> Any:
+    """Where a direction begins: true at the first step (T, 1, 1), or in reverse at each row's last (T, B, 1)."""
+    steps = op.Squeeze(op.Shape(x, start=0, end=1), _ints(0))
+    zero: Any = op.Constant(value_int=0)
+    one: Any = op.Constant(value_int=1)
+    step = op.Unsqueeze(op.Range(zero, steps, one), _ints(1, 2))
+    if not reverse:
+        return op.Equal(step, zero)
+    if lengths is None:
+        return op.Equal(step, op.Sub(steps, one))
+    return op.Equal(step, op.Unsqueeze(op.Sub(lengths, one), _ints(0, 2)))
+
+
 def translations() -> dict[Any, Callable[..., Any]]:
     """torch.onnx's custom_translation_table for the operators of this module."""
     operators = torch.ops.seqexport
     return {
         operators.lstm.default: _lower_lstm,
+        operators.lstm_projected.default: _lower_projected,
         operators.gru.default: _lower_gru,
         operators.rnn.default: _lower_rnn,
     }

@@ -51,7 +51,16 @@ def flat(value):
 GRID = list(itertools.product(CELLS, (1, 2, 3), (False, True), (True, False), (True, False), (True, False)))
 
 
-@pytest.mark.parametrize(("cell", "layers", "bidirectional", "bias", "batch_first", "with_state"), GRID)
+def spread(row):
+    """Half of the grid, in which every two options still meet in all ways, is enough between two runs of CI."""
+    cell, layers, *rest = row
+    whole = (list(CELLS).index(cell) + layers + sum(rest)) % 2
+    return pytest.param(*row, marks=[pytest.mark.slow] if whole else [])
+
+
+@pytest.mark.parametrize(
+    ("cell", "layers", "bidirectional", "bias", "batch_first", "with_state"), [spread(row) for row in GRID]
+)
 def test_every_configuration_agrees_at_shapes_that_were_not_the_examples(
     tmp_path, cell, layers, bidirectional, bias, batch_first, with_state
 ):
@@ -143,23 +152,165 @@ def test_lengths_are_honoured_as_by_packed_sequences(tmp_path, cell, layers, bid
             assert error <= TOLERANCE, (batch, time, error, note)
 
 
-@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
-def test_packed_sequences_and_projections_are_refused_with_a_sentence(tmp_path):
-    class Packs(nn.Module):
+class Packs(nn.Module):
+    """Packs, runs, and pads again, or gives the final state alone. total: no total_length, the input's, or 300."""
+
+    def __init__(self, recurrence, enforce_sorted, pad, total):
+        super().__init__()
+        self.recurrence = recurrence
+        self.enforce_sorted, self.pad, self.total = enforce_sorted, pad, total
+
+    def forward(self, x, lengths, state=None):
+        batch_first = self.recurrence.batch_first
+        packed = nn.utils.rnn.pack_padded_sequence(
+            x, lengths, batch_first=batch_first, enforce_sorted=self.enforce_sorted
+        )
+        y, final = self.recurrence(packed, state)
+        if not self.pad:
+            return final
+        total = {"none": None, "time": x.shape[1 if batch_first else 0], "300": 300}[self.total]
+        value = -1.0 if self.total == "300" else 0.0
+        y, lengths = nn.utils.rnn.pad_packed_sequence(y, batch_first, value, total)
+        return y, lengths, final
+
+
+def check_packed(net, cell, with_state, enforce_sorted, pad, total, path):
+    """Export, and compare with torch's own module at lengths of which some reach the last step and some do not."""
+    inputs = specs(net, cell, with_state)
+    lengths = {"lengths": "int64[batch]{1..time}" + (", descending" if enforce_sorted else "")}
+    inputs = {"x": inputs.pop("x")} | lengths | inputs
+    module = Packs(net, enforce_sorted, pad, total)
+    assert seqexport.export(module, path, inputs=inputs).passed
+    runtime = seqexport.load(path)
+    rng = np.random.default_rng(3)
+    for time, rows in ((1, [1]), (9, [4]), (9, [9, 2, 1]), (33, [30, 7, 7, 1])):
+        feeds = {spec.name: spec.sample({"batch": len(rows), "time": time}, rng) for spec in runtime.inputs}
+        feeds["lengths"] = np.array(rows if enforce_sorted else rows[::-1])
+        x, lengths, *state = (torch.tensor(array) for array in feeds.values())
+        with torch.no_grad():
+            given = [tuple(state) if cell == "lstm" else state[0]] if state else []
+            expected = flat(module(x, lengths, *given))
+        found = runtime.run(feeds)
+        assert len(expected) == len(found)
+        for tensor, array in zip(expected, found.values(), strict=True):
+            error, note = difference(tensor.numpy(), array)
+            assert error <= TOLERANCE, (time, rows, error, note)
+
+
+# cell × state given × enforce_sorted × (padded again, total_length)
+PADS = ((False, "none"), (True, "none"), (True, "time"), (True, "300"))
+PACKED = list(itertools.product(CELLS, (False, True), (False, True), PADS))
+
+
+@pytest.mark.parametrize(("cell", "with_state", "enforce_sorted", "pads"), PACKED)
+def test_packed_sequences_agree_also_where_no_row_is_as_long_as_the_input(
+    tmp_path, cell, with_state, enforce_sorted, pads
+):
+    turn = PACKED.index((cell, with_state, enforce_sorted, pads))  # layers, directions and the like take turns
+    net = recurrence(cell, 1 + turn % 3, turn % 2 == 0, turn % 5 > 0, turn // 2 % 2 == 0)
+    check_packed(net, cell, with_state, enforce_sorted, *pads, tmp_path / "net.onnx")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("cell", "layers", "bidirectional", "batch_first"), list(itertools.product(CELLS, (1, 2, 3), (0, 1), (0, 1)))
+)
+def test_packed_sequences_of_every_configuration(tmp_path, cell, layers, bidirectional, batch_first):
+    net = recurrence(cell, layers, bool(bidirectional), True, bool(batch_first))
+    for with_state, enforce_sorted, pads in itertools.product((False, True), (False, True), PADS):
+        check_packed(net, cell, with_state, enforce_sorted, *pads, tmp_path / "net.onnx")
+
+
+def test_the_longest_row_is_a_dim_of_its_own(tmp_path):
+    net = recurrence("gru", 1, True, True, True)
+    inputs = {"x": f"float32[batch,time,{FEATURES}]", "lengths": "int64[batch]{1..time}"}
+    seqexport.export(Packs(net, False, True, "none"), tmp_path / "net.onnx", inputs=inputs)
+    y, lengths, final = onnx.load(tmp_path / "net.onnx").graph.output
+    assert [dim.dim_param or dim.dim_value for dim in y.type.tensor_type.shape.dim] == ["batch", "longest", 2 * HIDDEN]
+    assert [dim.dim_param for dim in lengths.type.tensor_type.shape.dim] == ["batch"]
+
+
+def test_rows_of_a_packed_sequence_may_be_worked_on(tmp_path):
+    class Works(nn.Module):
         def __init__(self):
             super().__init__()
-            self.net = nn.GRU(3, 4, batch_first=True)
+            self.embedding = nn.Embedding(20, 6)
+            self.first, self.second = nn.GRU(6, 5, bidirectional=True), nn.LSTM(4, 3)
+            self.between = nn.Linear(10, 4)
+
+        def forward(self, tokens, lengths):
+            packed = nn.utils.rnn.pack_padded_sequence(self.embedding(tokens), lengths, enforce_sorted=False)
+            y, _ = self.first(packed)
+            rows = torch.relu(self.between(y.data)) + 1.0  # padded rows are no longer zero here
+            y = nn.utils.rnn.PackedSequence(rows, y.batch_sizes, y.sorted_indices, y.unsorted_indices)
+            y, (hn, _) = self.second(y)
+            return nn.utils.rnn.pad_packed_sequence(y)[0], nn.utils.rnn.pad_packed_sequence(packed)[0], hn[-1]
+
+    inputs = {"tokens": "int64[time,batch]{0..19}", "lengths": "int64[batch]{1..time}"}
+    assert seqexport.export(randomised(Works()), tmp_path / "net.onnx", inputs=inputs).passed
+
+
+def test_what_is_computed_over_all_rows_of_a_packed_sequence_is_found(tmp_path):
+    class Means(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.GRU(3, 4)
 
         def forward(self, x, lengths):
-            packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
-            return self.net(packed)[1]
+            return self.net(nn.utils.rnn.pack_padded_sequence(x, lengths, enforce_sorted=False))[0].data.mean(0)
 
-    with pytest.raises(seqexport.UnsupportedError, match="packs its sequences"):
-        inputs = {"x": "float32[batch,time,3]", "lengths": "int64[batch]{1..time}"}
-        seqexport.export(Packs(), tmp_path / "net.onnx", inputs=inputs)
-    with pytest.raises(seqexport.UnsupportedError, match="proj_size"):
-        seqexport.export(nn.LSTM(3, 8, proj_size=4), tmp_path / "net.onnx", inputs={"input": "float32[time,batch,3]"})
+    inputs = {"x": "float32[time,batch,3]", "lengths": "int64[batch]{1..time}"}
+    with pytest.raises(seqexport.ParityError, match="differs from torch"):
+        seqexport.export(randomised(Means()), tmp_path / "net.onnx", inputs=inputs)
     assert not list(tmp_path.iterdir())
+
+
+def projected(layers, bidirectional, bias, batch_first, full_rank=True):
+    options = {"bias": bias, "batch_first": batch_first, "bidirectional": bidirectional, "proj_size": 3}
+    net = randomised(nn.LSTM(FEATURES, HIDDEN, layers, **options), seed=layers)
+    if not full_rank:
+        with torch.no_grad():
+            for name, weight in net.named_parameters():
+                if "weight_hr" in name:
+                    weight[1] = weight[0]
+    return net
+
+
+def projected_specs(net, with_state):
+    inputs = specs(net, "lstm", False)
+    if with_state:
+        rows = net.num_layers * (2 if net.bidirectional else 1)
+        inputs["state"] = f"(float32[{rows},batch,3], float32[{rows},batch,{HIDDEN}])"
+    return inputs
+
+
+# layers × both directions × bias × batch_first × state given
+PROJECTED = [
+    pytest.param(*row, marks=[pytest.mark.slow] if sum(row) % 2 else [])
+    for row in itertools.product((1, 2, 3), (False, True), (True, False), (True, False), (False, True))
+]
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+@pytest.mark.parametrize(("layers", "bidirectional", "bias", "batch_first", "with_state"), PROJECTED)
+def test_projections_are_folded(tmp_path, layers, bidirectional, bias, batch_first, with_state):
+    net = projected(layers, bidirectional, bias, batch_first, full_rank=layers != 2)
+    inputs = projected_specs(net, with_state)
+    assert seqexport.export(Plain(net), tmp_path / "net.onnx", inputs=inputs).passed
+    nodes = onnx.load(tmp_path / "net.onnx").graph.node
+    assert sum(node.op_type == "LSTM" for node in nodes) == layers
+    assert not any(node.op_type in ("Scan", "Loop") for node in nodes)
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+@pytest.mark.parametrize("with_state", [False, True])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_projections_of_packed_sequences(tmp_path, bidirectional, with_state):
+    net = projected(2, bidirectional, True, True)
+    module = Packs(net, False, True, "none")
+    inputs = projected_specs(net, with_state)
+    inputs = {"x": inputs.pop("x"), "lengths": "int64[batch]{1..time}"} | inputs
+    assert seqexport.export(module, tmp_path / "net.onnx", inputs=inputs).passed
 
 
 @pytest.mark.slow

@@ -244,10 +244,10 @@ def test_a_text_pipeline_that_does_something_else_is_caught(exported_texts, task
 @pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
 @pytest.mark.parametrize("options", [{"layers": 1}, {"layers": 3}, {"bidirectional": True, "layers": 1}], ids=str)
 def test_text_pipelines_of_every_cell_are_exported_and_verified(tmp_path, cell, options):
-    for pooling in ("last", "mean", "max"):
-        report = seqexport.export(save_classifier(tmp_path / "c.pt", cell, pooling=pooling, **options))
-        assert report.passed
-        assert report.decided()["label"] > 30
+    pooling = {"rnn": "last", "gru": "mean", "lstm": "max"}[cell]  # the others: tests/test_pipelines.py
+    report = seqexport.export(save_classifier(tmp_path / "c.pt", cell, pooling=pooling, **options))
+    assert report.passed
+    assert report.decided()["label"] > 30
     if "bidirectional" not in options:
         report = seqexport.export(save_generator(tmp_path / "g.pt", cell, **options))
         assert report.passed
