@@ -12,6 +12,7 @@ import gradio as gr
 import numpy as np
 
 import seqexport
+from seqexport.errors import SeqExportError
 from seqexport.runtimes import Runtime
 from seqexport.text import Vocabulary, read_prompt
 from seqexport.verification import TOLERANCE
@@ -102,19 +103,23 @@ def begin(*question: Any) -> tuple[Any, ...]:
 
 
 def stream(name: str, slower: str, *question: Any) -> Iterator[tuple[str, str, dict[str, Any] | None]]:
-    """One runtime's column as it grows → text, speed, and at the end the record of what was written."""
-    with sentences():
+    """One runtime's column as it grows → text, speed, and at the end the record of what was written, or of the error:
+    a column that can't go on ends like any other, so that the page can be used again when both have ended."""
+    record: dict[str, Any] = {"runtime": name, "question": list(question)}
+    try:
         factor = PLAYBACK[one_of("playback", slower, tuple(PLAYBACK))]
         folder, vocabulary, feeds, _ = ask(*question)
         # Without oneDNN, which is slow at single steps; the measurement after the race takes the faster of both.
         runtime = racing.load_runtime(
             folder, "generate", one_of("runtime", name, tuple(RUNTIMES)), False if name == "torch" else None
         )
-        prompt, how, record = str(question[1]), ", oneDNN off" if name == "torch" else "", None
+        prompt, how = str(question[1]), ", oneDNN off" if name == "torch" else ""
         for tokens, seconds in write(runtime, feeds, factor):
-            if len(tokens) == feeds["uniforms"].shape[1]:
-                record = {"runtime": name, "tokens": tokens, "question": list(question)}
-            yield show_text(prompt, vocabulary.decode(tokens)), show_speed(len(tokens), seconds, how), record
+            done = len(tokens) == feeds["uniforms"].shape[1]
+            shown = show_text(prompt, vocabulary.decode(tokens)), show_speed(len(tokens), seconds, how)
+            yield *shown, record | {"tokens": tokens} if done else None
+    except SeqExportError as error:
+        yield show_text("", ""), f'<p class="note">{html.escape(str(error))}</p>', record | {"error": str(error)}
 
 
 def parted(one: Sequence[int], other: Sequence[int]) -> int | None:
@@ -131,6 +136,10 @@ def finish(one: dict[str, Any] | None, other: dict[str, Any] | None) -> tuple[An
     """
     if one is None or other is None or one["question"] != other["question"]:
         return (gr.skip(),) * 6
+    errors = [record["error"] for record in (one, other) if "error" in record]
+    if errors:
+        result = racing.say("Not finished.", html.escape(errors[0]))
+        return result, None, gr.update(interactive=True), gr.update(interactive=False), None, None
     names = [one["runtime"], other["runtime"]]
     place = parted(one["tokens"], other["tokens"])
     with sentences():
@@ -200,12 +209,6 @@ def stopped() -> tuple[Any, Any, Any]:
         gr.update(interactive=True),
         gr.update(interactive=False),
     )
-
-
-def failed() -> str:
-    """What the page says where a column ended with an error, which is in a message of its own. The other column may
-    still be writing, so that only Stop makes the way free."""
-    return racing.say("Not finished.", "One column could not go on; the message says why. Press Stop to begin again.")
 
 
 def characters_values(
@@ -293,7 +296,5 @@ def tab(page: gr.Blocks, here: gr.Tab) -> None:
         for side, (runtime, written, speed, record) in enumerate(sides)
     ]
     ends = [event.success(finish, records, [result, numbers, go, stop, *records], **quiet | ALONE) for event in streams]
-    for event in (*streams, *ends):
-        event.failure(failed, None, result, queue=False, api_visibility="private")
     stop.click(stopped, None, [result, go, stop], cancels=[*streams, *ends], queue=False, api_visibility="private")
     gr.api(characters_values, api_name="characters_values", **ALONE)
