@@ -19,14 +19,15 @@ from seqexport.errors import (
 )
 
 if TYPE_CHECKING:
-    from seqexport.checkpoint import Choices, read_checkpoint, write_checkpoint
+    from seqexport.checkpoint import read_checkpoint, write_checkpoint
     from seqexport.exporter import export, verify_files
+    from seqexport.inference import Choices
     from seqexport.runtimes import load
 
 __version__ = "0.1.0"
 
 _LAZY = {
-    "Choices": "checkpoint",
+    "Choices": "inference",
     "read_checkpoint": "checkpoint",
     "write_checkpoint": "checkpoint",
     "export": "exporter",

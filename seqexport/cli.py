@@ -22,7 +22,7 @@ from seqexport.specs import POOLINGS
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from seqexport.checkpoint import Choices
+    from seqexport.inference import Choices
     from seqexport.verification import Report
 
 DESCRIPTION = "Any PyTorch recurrent net (RNN, LSTM, GRU) to a verified ONNX file."
@@ -168,7 +168,7 @@ def _run_parser() -> argparse.ArgumentParser:
 
 
 def _choices(options: argparse.Namespace) -> Choices:
-    from seqexport.checkpoint import Choices
+    from seqexport.inference import Choices
 
     return Choices(options.nonlinearity, options.time_major, options.head)
 
@@ -255,7 +255,7 @@ def _run(options: argparse.Namespace) -> int:
     outputs = runtime.run(feeds)
     said = text_answer(preprocessing, outputs)
     if options.output:
-        from seqexport.checkpoint import replace_file
+        from seqexport.files import replace_file
 
         content = io.BytesIO()
         np.savez(content, allow_pickle=False, **outputs)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from seqexport.checkpoint import Checkpoint, replace_file
+from seqexport.checkpoint import Checkpoint
+from seqexport.files import replace_file
 from seqexport.verification import Report
 
 

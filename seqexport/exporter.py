@@ -20,9 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from seqexport import __version__
-from seqexport.checkpoint import Checkpoint, Choices, read_checkpoint, write_beside
+from seqexport.checkpoint import Checkpoint, read_checkpoint
 from seqexport.errors import FileError, SeqExportError, SpecError, UnsupportedError
+from seqexport.files import write_beside
 from seqexport.graphs import DEFAULT_OPSET, OPSETS, Part, build_graph, example, first_line
+from seqexport.inference import Choices
 from seqexport.pipelines import Forecast, Generate, Pipeline
 from seqexport.runtimes import OnnxRuntime, TorchRuntime, checkpoint_metadata, onnx_metadata, pipeline_path
 from seqexport.specs import InputSpec, NetworkSpec, TensorSpec, parse_input

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from seqexport.errors import FileError
-from seqexport.runtimes import is_checkpoint, parse_metadata, read_onnx
+from seqexport.files import is_checkpoint
+from seqexport.runtimes import parse_metadata, read_onnx
 
 
 def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:

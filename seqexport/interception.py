@@ -104,13 +104,12 @@ class RecurrentCallsStayWhole(TorchFunctionMode):
         cell, nonlinearity = MODES[name]
         if batch_first:
             x = x.transpose(0, 1)
-        options = (list(weights), bias, layers, bidirectional)
-        if len(weights) == layers * (2 if bidirectional else 1) * (5 if bias else 3):
-            # Only the module knows whether a state was given; the zeros that it makes itself are better left out.
-            y, *final = recurrent.lstm_projected(x, *(hx if self._state_given else (None, None)), None, *options)
-        else:
-            state = tuple(hx) if cell == "lstm" else (hx,)
-            y, *final = recurrent.call(cell, nonlinearity, x, state, None, *options)
+        state = tuple(hx) if cell == "lstm" else (hx,)
+        if cell == "lstm" and len({part.shape[2] for part in state}) > 1 and not self._state_given:
+            # Only the module knows whether a state was given; the zeros that it makes itself are better left out of a
+            # projected LSTM.
+            state = ()
+        y, *final = recurrent.call(cell, nonlinearity, x, state, None, list(weights), bias, layers, bidirectional)
         return (y.transpose(0, 1) if batch_first else y, *final)
 
     def _run_packed(self, module: nn.RNNBase, packed: PackedSequence, hx: Any) -> tuple[PackedSequence, Any]:
@@ -129,10 +128,7 @@ class RecurrentCallsStayWhole(TorchFunctionMode):
             state = _rows_in_order(tuple(hx) if cell == "lstm" else (hx,), packed.sorted_indices)
         x = packed.data.reshape(packing.steps, packing.batch, -1)
         options = (weights, module.bias, module.num_layers, module.bidirectional)
-        if module.proj_size:
-            y, *final = recurrent.lstm_projected(x, *(state or (None, None)), packing.lengths, *options)
-        else:
-            y, *final = recurrent.call(cell, nonlinearity, x, state, packing.lengths, *options)
+        y, *final = recurrent.call(cell, nonlinearity, x, state, packing.lengths, *options)
         final = list(_rows_in_order(tuple(final), packed.unsorted_indices))
         order = (packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices)
         return PackedSequence(y.flatten(0, 1), *order), tuple(final) if cell == "lstm" else final[0]

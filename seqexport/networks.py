@@ -42,9 +42,8 @@ class Network(nn.Module):
 
     def zero_state(self, batch: int) -> State:
         """The state before the first step."""
-        rows = self.spec.layers * self.spec.directions
-        zero = next(self.rnn.parameters()).new_zeros(rows, batch, self.spec.hidden_size)
-        return tuple(zero for _ in self.spec.state)
+        weight = next(self.rnn.parameters())
+        return tuple(weight.new_zeros(spec.shape({"batch": batch})) for spec in self.spec.state)
 
     def as_functions(self) -> tuple[Callable[..., tuple[Tensor, State]], Callable[[Tensor], Tensor]]:
         """The network as two functions of tensors, for the body of a loop: the recurrence, on time-major input
@@ -71,6 +70,8 @@ def _recurrence(spec: NetworkSpec, dropout: float) -> nn.RNNBase:
         "bidirectional": spec.bidirectional,
         "dropout": dropout,
     }
+    if spec.projection:
+        options["proj_size"] = spec.projection
     if spec.cell == "rnn":
         return nn.RNN(spec.features, spec.hidden_size, nonlinearity=spec.nonlinearity, **options)
     return (nn.LSTM if spec.cell == "lstm" else nn.GRU)(spec.features, spec.hidden_size, **options)

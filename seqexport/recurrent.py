@@ -199,7 +199,12 @@ def call(
     layers: int,
     bidirectional: bool,
 ) -> State:
-    """The operator of the cell: x (T, B, F), state (L*D, B, H), lengths (B) or None → y (T, B, D*H), final state."""
+    """The operator of the cell: x (T, B, F), state (L*D, B, H), lengths (B) or None → y (T, B, D*H), final state.
+
+    An LSTM with a W_hr a direction is a projected one; its state may be left away.
+    """
+    if cell == "lstm" and len(weights) == layers * (2 if bidirectional else 1) * (5 if bias else 3):
+        return lstm_projected(x, *(state or (None, None)), lengths, weights, bias, layers, bidirectional)
     if cell == "rnn":
         return rnn(x, *state, lengths, weights, bias, layers, bidirectional, nonlinearity)
     return (lstm if cell == "lstm" else gru)(x, *state, lengths, weights, bias, layers, bidirectional)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from seqexport.errors import FileError, InputError, UnsupportedError
+from seqexport.files import is_checkpoint
 from seqexport.specs import PIPELINES, NetworkSpec, TensorSpec, check_feeds, pipeline_inputs
 
 if TYPE_CHECKING:
@@ -236,15 +237,6 @@ def load(
             )
     check_pair(path)
     return OnnxRuntime(path, threads=threads)
-
-
-def is_checkpoint(path: Path) -> bool:
-    """Whether the file looks like something that torch.save wrote: an archive or a pickle. Told by its first byte."""
-    try:
-        with path.open("rb") as file:
-            return file.read(2)[:1] in (b"P", b"\x80")
-    except OSError as error:
-        raise FileError(f"{path} could not be read ({error.strerror}): give a checkpoint or an ONNX file.") from error
 
 
 def _load_torch(path: Path, pipeline: str | None, threads: int, onednn: bool | None) -> TorchRuntime:

@@ -215,6 +215,7 @@ class NetworkSpec:
     outputs: what the head gives; None where there is no head and y is the recurrence's own output.
     pooling: which steps the head reads: every one, the last, their mean or their maximum.
     time_major: x, or tokens, and y have time before batch.
+    projection: size P to which an LSTM's h is projected (torch's proj_size); None where it is not.
     """
 
     cell: Cell
@@ -229,19 +230,25 @@ class NetworkSpec:
     head_bias: bool = True
     pooling: Pooling = "every"
     time_major: bool = False
+    projection: int | None = None
 
     def __post_init__(self) -> None:
         for field, allowed in (("cell", CELLS), ("nonlinearity", ("tanh", "relu")), ("pooling", POOLINGS)):
             if getattr(self, field) not in allowed:
                 raise SpecError(f"The network's {field} is {getattr(self, field)!r}; expected {', '.join(allowed)}.")
-        for field in ("features", "hidden_size", "layers", "vocabulary", "outputs"):
+        for field in ("features", "hidden_size", "layers", "vocabulary", "outputs", "projection"):
             value = getattr(self, field)
-            optional = field in ("vocabulary", "outputs")
+            optional = field in ("vocabulary", "outputs", "projection")
             if not (value is None and optional) and (type(value) is not int or value < 1):
                 raise SpecError(f"The network's {field} is {value!r}; expected a whole number from 1.")
         for field in ("bidirectional", "bias", "head_bias", "time_major"):
             if type(getattr(self, field)) is not bool:
                 raise SpecError(f"The network's {field} is {getattr(self, field)!r}; expected true or false.")
+        if self.projection is not None and (self.cell != "lstm" or self.projection >= self.hidden_size):
+            raise SpecError(
+                f"The network projects a {self.cell} of {self.hidden_size} to {self.projection}; "
+                "expected an lstm and a smaller size."
+            )
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> NetworkSpec:
@@ -263,7 +270,8 @@ class NetworkSpec:
     def __str__(self) -> str:
         cell = self.cell.upper() + (f" ({self.nonlinearity})" if self.cell == "rnn" else "")
         parts = [f"embedding {self.vocabulary}×{self.features}"] if self.vocabulary else []
-        sizes = f"{self.features}→{self.hidden_size}, {self.layers} layer{'s' if self.layers > 1 else ''}"
+        projected = f"→{self.projection}" if self.projection else ""
+        sizes = f"{self.features}→{self.hidden_size}{projected}, {self.layers} layer{'s' if self.layers > 1 else ''}"
         parts.append(f"{cell} {sizes}{', both directions' if self.bidirectional else ''}")
         if self.outputs:
             where = "every step" if self.pooling == "every" else f"the {self.pooling} step"
@@ -279,8 +287,8 @@ class NetworkSpec:
 
     @property
     def width(self) -> int:
-        """Size of the recurrence's output at a step: directions * hidden_size."""
-        return self.directions * self.hidden_size
+        """Size of the recurrence's output at a step: directions * (projection or hidden_size)."""
+        return self.directions * (self.projection or self.hidden_size)
 
     @property
     def input(self) -> TensorSpec:
@@ -292,9 +300,14 @@ class NetworkSpec:
 
     @property
     def state(self) -> tuple[TensorSpec, ...]:
-        """`h0` (and `c0` for an LSTM), [layers*directions, batch, hidden], zero where left out."""
-        dims = (self.layers * self.directions, "batch", self.hidden_size)
-        return tuple(TensorSpec(f"{name}0", "float32", dims, optional=True) for name in STATES[self.cell])
+        """`h0` (and `c0` for an LSTM), [layers*directions, batch, hidden], zero where left out; h0 is as wide as the
+        projection where there is one."""
+        widths = {"h": self.projection or self.hidden_size, "c": self.hidden_size}
+        rows = self.layers * self.directions
+        return tuple(
+            TensorSpec(f"{name}0", "float32", (rows, "batch", widths[name]), optional=True)
+            for name in STATES[self.cell]
+        )
 
     @property
     def state_map(self) -> dict[str, str]:

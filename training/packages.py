@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from seqexport.checkpoint import replace_file
 from seqexport.errors import FileError
+from seqexport.files import replace_file
 
 DOWNLOAD_SECONDS = 600  # a wheel of 12 MB on a slow line; beyond that the connection hangs
 

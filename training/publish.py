@@ -22,10 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from seqexport.checkpoint import read_checkpoint, replace_file
+from seqexport.checkpoint import read_checkpoint
 from seqexport.deployment import results_table, write_model_card
 from seqexport.errors import FileError, SeqExportError
 from seqexport.exporter import export
+from seqexport.files import replace_file
 from seqexport.specs import CELLS, Cell
 from seqexport.verification import Report
 from training import chargen, forecasting, sentiment
