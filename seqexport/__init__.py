@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from seqexport.checkpoint import read_checkpoint, write_checkpoint
     from seqexport.exporter import export, verify_files
     from seqexport.inference import Choices
+    from seqexport.modules import load_module
     from seqexport.runtimes import load
 
 __version__ = "0.1.0"
@@ -33,6 +34,7 @@ _LAZY = {
     "export": "exporter",
     "verify_files": "exporter",
     "load": "runtimes",
+    "load_module": "modules",
 }
 
 __all__ = [
@@ -46,6 +48,7 @@ __all__ = [
     "UnsupportedError",
     "export",
     "load",
+    "load_module",
     "read_checkpoint",
     "verify_files",
     "write_checkpoint",

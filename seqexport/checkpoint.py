@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from seqexport.archives import read_content
+from seqexport.archives import Content, read_content
 from seqexport.errors import CheckpointError, InputError, SpecError, UnsupportedError
 from seqexport.files import replace_file
 from seqexport.inference import Choices, checked_weights, find_weights, infer
@@ -89,7 +89,11 @@ def read_checkpoint(path: str | os.PathLike[str], choices: Choices | None = None
 
     Raises CheckpointError for a file that is missing, damaged, executable, or not a recurrent net.
     """
-    content = read_content(path)
+    return read_as_checkpoint(read_content(path), choices)
+
+
+def read_as_checkpoint(content: Content, choices: Choices | None = None) -> Checkpoint:
+    """The same of a file that was read already."""
     path, tree = content.path, content.tree
     if isinstance(tree, Mapping) and str(tree.get("format", "")).startswith("seqexport/"):
         return _read_own(path, content.sha256, tree)

@@ -21,8 +21,10 @@ from seqexport.specs import POOLINGS
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.tree import Tree
 
     from seqexport.inference import Choices
+    from seqexport.modules import UserModule
     from seqexport.verification import Report
 
 DESCRIPTION = "Any PyTorch recurrent net (RNN, LSTM, GRU) to a verified ONNX file."
@@ -36,6 +38,7 @@ commands:
 examples:
   python -m seqexport lstm.pt
   python -m seqexport lstm.pt -o net.onnx --head last
+  python -m seqexport lstm.pt --module nets.py:Tagger --init '{"size": 64}' --input 'tokens: int64[batch,time]{0..999}'
   python -m seqexport verify lstm.pt lstm.onnx
   python -m seqexport COMMAND --help
 
@@ -114,11 +117,29 @@ def _add_network_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--head", choices=POOLINGS, help="the steps that the head reads (default: every)")
 
 
+def _add_module_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("a class of your own, which is imported and run; CHECKPOINT has its weights")
+    group.add_argument("--module", metavar="WHERE", help="package.module:Class or path/file.py:Class")
+    group.add_argument("--init", metavar="JSON", help="what its constructor takes, such as '{\"hidden_size\": 128}'")
+    group.add_argument(
+        "--input",
+        action="append",
+        default=[],
+        metavar="'NAME: SPEC'",
+        help="one for each argument of forward without a default, in forward's order: 'x: float32[batch,time,8]', "
+        "'tokens: int64[batch,time]{0..999}', 'hidden: (float32[2,batch,16], float32[2,batch,16])'",
+    )
+
+
 def _export_parser() -> argparse.ArgumentParser:
     parser = _base_parser(
         "CHECKPOINT [-o OUT.onnx] [options]", "Export a checkpoint, verify what was written.", "lstm.pt -o net.onnx"
     )
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="seqexport's own format, or a bare state_dict")
+    parser.add_argument(
+        "checkpoint",
+        metavar="CHECKPOINT",
+        help="seqexport's own format, a state_dict, bare or wrapped by a trainer, safetensors, or TorchScript",
+    )
     parser.add_argument(
         "-o", "--output", metavar="OUT", help="the file to write (default: CHECKPOINT with suffix .onnx)"
     )
@@ -130,6 +151,14 @@ def _export_parser() -> argparse.ArgumentParser:
         help="the state as an input that may be left out, one that is required, or none (default: optional)",
     )
     _add_network_options(parser)
+    _add_module_options(parser)
+    parser.add_argument(
+        "--state-map",
+        action="append",
+        default=[],
+        metavar="INPUT=OUTPUT",
+        help="with --module: the output that a caller feeds back to an input, such as hidden_0=output_1; repeatable",
+    )
     return parser
 
 
@@ -140,6 +169,7 @@ def _verify_parser() -> argparse.ArgumentParser:
     parser.add_argument("checkpoint", metavar="CHECKPOINT")
     parser.add_argument("onnx", metavar="ONNX", help="a network's file or a pipeline's")
     _add_network_options(parser)
+    _add_module_options(parser)
     return parser
 
 
@@ -176,22 +206,79 @@ def _choices(options: argparse.Namespace) -> Choices:
 def _export(options: argparse.Namespace) -> int:
     if not Path(options.checkpoint).exists():  # said at once, without the seconds that importing torch takes
         raise FileError(f"There is no file {options.checkpoint}: give the path of a checkpoint, or see --help.")
+    module = _module_options(options)
     from seqexport.exporter import export
 
     with _status(f"exporting and verifying {options.checkpoint}"):
-        report = export(
-            options.checkpoint, options.output, opset=options.opset, state=options.state, choices=_choices(options)
-        )
+        if module is None:
+            report = export(
+                options.checkpoint, options.output, opset=options.opset, state=options.state, choices=_choices(options)
+            )
+        else:
+            user, inputs = module
+            output = options.output or str(Path(options.checkpoint).with_suffix(".onnx"))
+            report = export(
+                user, output, inputs=inputs, opset=options.opset, state_map=_pairs(options.state_map, "--state-map")
+            )
     _show_report(report, options.json)
     return 0
+
+
+def _module_options(options: argparse.Namespace) -> tuple[UserModule, dict[str, str]] | None:
+    """The user's own module with its weights, and the specs of its inputs; None where it is not asked for."""
+    if options.module is None:
+        if options.init or options.input or getattr(options, "state_map", None):
+            raise InputError("--init, --input and --state-map are for a class of your own: give it with --module.")
+        return None
+    chosen = [
+        flag
+        for flag, value in (
+            ("--nonlinearity", options.nonlinearity),
+            ("--time-major", options.time_major),
+            ("--head", options.head),
+            ("--state", getattr(options, "state", "optional") != "optional"),
+        )
+        if value
+    ]
+    if chosen:
+        raise InputError(f"{chosen[0]} is for a recognised network; with --module the class itself says it.")
+    if not options.input:
+        raise InputError("--module needs an --input 'NAME: SPEC' for each argument of forward that has no default.")
+    inputs = _pairs(options.input, "--input", ":")
+    try:
+        init = json.loads(options.init or "{}")
+    except json.JSONDecodeError as error:
+        raise InputError(f"--init {options.init!r} is not JSON ({error}); write it like '{{\"size\": 8}}'.") from error
+    if not isinstance(init, dict):
+        raise InputError(f"--init is a {type(init).__name__}; expected a JSON object of the constructor's arguments.")
+    from seqexport.modules import load_module
+
+    return load_module(options.module, init, options.checkpoint), inputs
+
+
+def _pairs(texts: Sequence[str], flag: str, sign: str = "=") -> dict[str, str]:
+    """["NAME=VALUE", …] → {NAME: VALUE}. Raises InputError for what has no sign, or a name twice."""
+    pairs: dict[str, str] = {}
+    for text in texts:
+        name, found, value = (part.strip() for part in text.partition(sign))
+        if not found or not name or not value:
+            raise InputError(f"{flag} {text!r} is not of the form NAME{sign} VALUE: write it so.")
+        if name in pairs:
+            raise InputError(f"{flag} gives {name!r} twice: give each name once.")
+        pairs[name] = value
+    return pairs
 
 
 def _verify(options: argparse.Namespace) -> int:
     from seqexport.exporter import verify_files
     from seqexport.verification import require
 
+    module = _module_options(options)
     with _status(f"verifying {options.onnx}"):
-        report = verify_files(options.checkpoint, options.onnx, _choices(options))
+        if module is None:
+            report = verify_files(options.checkpoint, options.onnx, _choices(options))
+        else:
+            report = verify_files(module[0], options.onnx, inputs=module[1])
     _show_report(report, options.json)
     if not report.passed and not options.json:
         require(report, options.onnx)
@@ -206,10 +293,26 @@ def _inspect(options: argparse.Namespace) -> int:
         _print_json(found)
         return 0
     console = _console()
+    del found["weights"]  # the tree has them
     for name, value in found.items():
-        if value not in ({}, []):
+        if name == "architecture":
+            console.print(_tree(f"architecture  ({found['parameters']:,} parameters)", value))
+        elif value not in ({}, []):
             _print_entry(console, name, value)
     return 0
+
+
+def _tree(label: str, parts: dict[str, Any]) -> Tree:
+    from rich.text import Text
+    from rich.tree import Tree
+
+    tree = Tree(Text(label, "bold"))
+    for name, part in parts.items():
+        if isinstance(part, dict):
+            tree.add(_tree(_printable(name), part))
+        else:
+            tree.add(Text.assemble((f"{_printable(name)}  ", ""), (_printable(part), "dim")))
+    return tree
 
 
 def _printable(value: Any) -> str:
@@ -311,7 +414,7 @@ COMMANDS: dict[str, tuple[Callable[[], argparse.ArgumentParser], Callable[[argpa
 def _console(stderr: bool = False) -> Console:
     from rich.console import Console
 
-    return Console(stderr=stderr, highlight=False)
+    return Console(file=sys.stderr if stderr else sys.stdout, highlight=False)
 
 
 def _status(text: str) -> Any:
@@ -335,7 +438,9 @@ def _show_report(report: Report, as_json: bool) -> None:
     for note in report.notes:
         console.print(Text.assemble(("assumed  ", "bold yellow"), note))
     if report.unused:
-        console.print(Text.assemble(("not used ", "bold yellow"), ", ".join(report.unused)))
+        more = f", and {len(report.unused) - SHOWN} more (--json lists them)" if len(report.unused) > SHOWN else ""
+        names = ", ".join(map(_printable, report.unused[:SHOWN])) + more
+        console.print(Text.assemble(("not used ", "bold yellow"), names))
     for file in report.files:
         about = f"{file.part}, {file.bytes:,} bytes, opset {file.opset}, {file.nodes} nodes"
         console.print(Text.assemble(("file     ", "bold"), file.path, (f"  {about}", "dim")), soft_wrap=True)

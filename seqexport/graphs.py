@@ -1,15 +1,11 @@
-"""One part to one ONNX graph: trace, lower, fold, name, give the state its default. Nothing is verified here."""
+"""One traced part to one ONNX graph: lower, fold, name, give the state its default. Nothing is verified here."""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
-import logging
 import re
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,40 +15,32 @@ import onnxscript.optimizer
 import torch
 from onnx_ir.passes import common as passes
 from onnxscript import opset20 as op
-from torch import Tensor, nn
 from torch.onnx._internal.exporter import _registration
 
 from seqexport import __version__, recurrent
-from seqexport.errors import SeqExportError, SpecError, UnsupportedError
-from seqexport.interception import RecurrentCallsStayWhole
-from seqexport.specs import TensorSpec, dynamic_dims
-from seqexport.verification import Subject
+from seqexport.errors import UnsupportedError
+from seqexport.freezing import check_not_frozen
+from seqexport.parts import Part
+from seqexport.sources import first_line, line_of_stack
+from seqexport.specs import TensorSpec
+from seqexport.tracing import Trace, quiet, trace
 
 OPSETS = range(18, 24)
 DEFAULT_OPSET = 20
-# The example's sizes, in the order of dynamic_dims. None is 0 or 1, which torch.export would freeze, and all differ.
-EXAMPLE_SIZES = (3, 5, 4, 6, 7, 8, 9, 10)
 
 
-@dataclass(frozen=True)
-class Part:
-    """One graph to be: a module of flat tensors, what it takes and gives, and how it is verified."""
+def build_graph(part: Part, traced: Trace, opset: int, metadata: Mapping[str, str]) -> onnx.ModelProto:
+    """The ONNX model of one part, complete with names, default state and metadata_props, but not yet verified.
 
-    subject: Subject
-    module: nn.Module
-    output_names: tuple[str, ...]
-    path: Path
-    metadata: Mapping[str, Any] = field(default_factory=dict)
+    Raises UnsupportedError for what has no ONNX form, or where a size of the example would live on in the graph.
+    """
+    model = _lower(traced.program, opset)
 
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        """The specs of what the module takes."""
-        return self.subject.inputs
+    def lowered_again() -> ir.Model:
+        others = {dim: size + 10 + 3 * place for place, (dim, size) in enumerate(traced.sizes.items())}
+        return _lower(trace(part.module, part.inputs, others).program, opset)
 
-
-def build_graph(part: Part, opset: int, metadata: Mapping[str, str]) -> onnx.ModelProto:
-    """The ONNX model of one part, complete with names, default state and metadata_props, but not yet verified."""
-    model = _lower(_trace(part), opset)
+    check_not_frozen(model, traced.sizes, lowered_again)
     _simplify(model)
     _name(model, part)
     for spec in part.inputs:
@@ -63,59 +51,6 @@ def build_graph(part: Part, opset: int, metadata: Mapping[str, str]) -> onnx.Mod
     proto = ir.to_proto(model)
     onnx.checker.check_model(proto)
     return proto
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an exception's message, for a sentence."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300].rstrip(".") if lines else type(error).__name__
-
-
-def example(specs: Sequence[TensorSpec]) -> tuple[Tensor, ...]:
-    """Arguments to trace with, every dynamic dim at its size of EXAMPLE_SIZES."""
-    dims = dynamic_dims(specs)
-    if len(dims) > len(EXAMPLE_SIZES):
-        raise SpecError(f"The inputs have {len(dims)} dynamic dims; expected at most {len(EXAMPLE_SIZES)}.")
-    sizes = dict(zip(dims, EXAMPLE_SIZES, strict=False))
-    rng = np.random.default_rng(0)
-    return tuple(torch.from_numpy(np.asarray(spec.sample(sizes, rng))) for spec in specs)
-
-
-class _Variadic(nn.Module):
-    """torch.export names a forward's arguments one by one; this one takes as many as come."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, *flat: Tensor) -> Any:
-        return self.module(*flat)
-
-
-def _trace(part: Part) -> torch.export.ExportedProgram:
-    dynamic = torch.export.Dim.DYNAMIC
-    shapes = tuple(
-        {axis: dynamic for axis, dim in enumerate(spec.dims) if isinstance(dim, str)} for spec in part.inputs
-    )
-    try:
-        with _quiet(), RecurrentCallsStayWhole(), torch.no_grad():
-            return torch.export.export(
-                _Variadic(part.module), example(part.inputs), dynamic_shapes=(shapes,), strict=False
-            )
-    except SeqExportError:
-        raise
-    except Exception as error:  # torch.export raises many kinds
-        frozen = re.search(r"specialized it to be a constant \((\d+)\)", str(error))
-        if frozen:
-            dims = dict(zip(dynamic_dims(part.inputs), EXAMPLE_SIZES, strict=False))
-            names = [name for name, size in dims.items() if size == int(frozen[1])]
-            raise UnsupportedError(
-                f"The model fixes the dim {names[0] if names else frozen[1]!r} to one size while it runs, by a Python "
-                "loop or a number taken from a shape: write that step with tensors, or give the dim as a number."
-            ) from error
-        raise UnsupportedError(
-            f"The model could not be traced ({type(error).__name__}: {first_line(error)})."
-        ) from error
 
 
 def _softplus(x: Any, beta: float = 1.0, threshold: float = 20.0) -> Any:
@@ -135,7 +70,7 @@ def _softplus(x: Any, beta: float = 1.0, threshold: float = 20.0) -> Any:
 
 def _lower(program: torch.export.ExportedProgram, opset: int) -> ir.Model:
     try:
-        with _quiet(), _translations_kept():
+        with quiet(), _translations_kept():
             exported = torch.onnx.export(
                 program,
                 dynamo=True,
@@ -145,24 +80,30 @@ def _lower(program: torch.export.ExportedProgram, opset: int) -> ir.Model:
                 custom_translation_table=recurrent.translations() | {torch.ops.aten.softplus.default: _softplus},
             )
     except Exception as error:  # torch.onnx raises many kinds
-        raise UnsupportedError(
-            f"The model could not be lowered to ONNX ({type(error).__name__}: {first_line(error)})."
-        ) from error
+        raise UnsupportedError(_why(error, program)) from error
     assert exported is not None
     return exported.model
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """torch's exporter talks of torchvision being absent and the like, on loggers, by warnings and by print."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(None):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)
+def _why(error: BaseException, program: torch.export.ExportedProgram) -> str:
+    """The sentence for what torch.onnx raised: the operator, its line in the user's code, and what torch says of it."""
+    reasons, current = [], error.__cause__ or error.__context__
+    while current is not None:
+        reasons.append(current)
+        current = current.__cause__ or current.__context__
+    said = " ".join(str(reason) for reason in (error, *reasons))
+    for node in program.graph.nodes:
+        if node.op != "call_function" or f"%{node.name} :" not in said:
+            continue
+        line = line_of_stack(node.stack_trace or "")
+        name = str(node.target).removesuffix(".default").replace("aten.", "torch.")
+        missing = any("No ONNX function found" in str(reason) for reason in reasons)
+        reason = "has no ONNX form here" if missing else f"could not be lowered ({first_line(reasons[-1])})"
+        return (
+            f"{line or 'The model'} uses {name}, which {reason}: write it with other operators, or leave that step to "
+            "the program that runs the file."
+        )
+    return f"The model could not be lowered to ONNX ({type(error).__name__}: {first_line((reasons or [error])[-1])})."
 
 
 @contextlib.contextmanager

@@ -61,8 +61,10 @@ class Inferred:
     unused: tuple[str, ...]
 
 
-def find_weights(path: Path, tree: Any) -> NamedWeights:
+def find_weights(path: Path, tree: Any, recurrent: bool = True) -> NamedWeights:
     """The model's weights in what a file holds, which may have wrapped them.
+
+    recurrent: whether only dicts with weights of a recurrent net count, or all; a user's own class has its own names.
 
     Raises CheckpointError if nothing in it is a dict of named weights.
     """
@@ -71,16 +73,16 @@ def find_weights(path: Path, tree: Any) -> NamedWeights:
     if "param_groups" in tree and isinstance(tree.get("state"), Mapping):
         raise CheckpointError(f"{path} holds an optimizer's state and no weights: save model.state_dict().")
     found = dict(_dicts_of_tensors(tree, ()))
-    recurrent = [trail for trail, tensors in found.items() if any(map(_RECURRENT.fullmatch, tensors))]
-    if not recurrent:
+    trails = [trail for trail, tensors in found.items() if any(map(_RECURRENT.fullmatch, tensors)) or not recurrent]
+    if not trails:
         names = [".".join((*trail, name)) for trail, tensors in found.items() for name in tensors]
         raise CheckpointError(
             f"{path} holds no recurrent net: expected weights named like rnn.weight_ih_l0, found "
             f"{', '.join(names[:4] or list(map(str, tree))[:4]) or 'no weights at all'}."
         )
-    trail = min(recurrent, key=_preference)
+    trail = min(trails, key=_preference)
     tensors, notes = found[trail], []
-    others = [other for other in recurrent if other != trail]
+    others = [other for other in trails if other != trail]
     if others and all(_preference(other) == _preference(trail) for other in others) or _is_one_of_parts(trail, found):
         # Dicts side by side, none of them called the model: parts of one, whose names are joined.
         trail = trail[:-1]

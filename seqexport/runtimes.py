@@ -30,13 +30,15 @@ class Runtime:
     """Runs one model: `run` takes and gives numpy arrays by name.
 
     inputs: the specs of what `run` takes; the optional ones may be left out. output_names: what it gives.
-    metadata: task, cell, preprocessing and the like, as in the ONNX file.
+    metadata: task, cell, preprocessing and the like, as in the ONNX file. declared: output name → the dims that an ONNX
+    file says it has.
     """
 
     name: str
     inputs: tuple[TensorSpec, ...]
     output_names: tuple[str, ...]
     metadata: Mapping[str, Any]
+    declared: Mapping[str, Sequence[int | str | None]] = {}
 
     def run(self, feeds: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """{input name: array} → {output name: array}. Raises InputError for values that do not fit the inputs."""
@@ -136,6 +138,7 @@ class OnnxRuntime(Runtime):
             *sorted(optional, key=lambda spec: order.index(spec.name) if spec.name in order else len(order)),
         )
         self.output_names = tuple(value.name for value in self.session.get_outputs())
+        self.declared = {value.name: value.shape for value in self.session.get_outputs()}
 
     def _run(self, feeds: dict[str, np.ndarray]) -> Sequence[np.ndarray]:
         try:

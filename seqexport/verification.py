@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from seqexport.errors import ParityError
+from seqexport.errors import ParityError, UnsupportedError
 from seqexport.runtimes import Runtime
+from seqexport.sources import first_line
 from seqexport.specs import TensorSpec, dynamic_dims
 
 # float32 rounds at 6e-8. Over the 192 configurations of tests/test_recurrent.py at the sizes below, the worst seen is
@@ -68,6 +69,8 @@ class Subject:
     unchunked: outputs that a chunk can't give, such as a mean over all steps.
     prepare: input name → what makes realistic values out of the spec's samples.
     settings: values of optional inputs other than the state, one of them for each case in turn.
+    further: by how much a case's dims are enlarged where the reference itself can't run so small, as a convolution
+        can't with fewer steps than its kernel has; None where it always can.
     """
 
     part: str
@@ -81,15 +84,17 @@ class Subject:
     prepare: Mapping[str, Callable[[np.ndarray], np.ndarray]] = field(default_factory=dict)
     settings: Sequence[Mapping[str, float]] = ({},)
     decisions: tuple[Decision, ...] = ()
+    further: Mapping[str, int] | None = None
 
 
 @dataclass(frozen=True)
 class Case:
-    """One comparison: the values, and the lengths of the chunks in which the exported file gets them."""
+    """One comparison: the values, the chunks in which the exported file gets them, and the sizes of the dims."""
 
     name: str
     feeds: Mapping[str, np.ndarray]
     chunks: tuple[int, ...] | None = None
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -212,8 +217,59 @@ def _plain(error: float) -> float | str:
     return error if math.isfinite(error) else str(error)
 
 
-def plan(subject: Subject) -> list[Case]:
-    """The cases for a graph: every shape of SIZES with zero and with random state, and chunks against the whole."""
+@dataclass(frozen=True)
+class Plan:
+    """The cases for a graph. notes: sizes that were left out, since the reference itself does not run there."""
+
+    cases: tuple[Case, ...]
+    notes: tuple[str, ...] = ()
+
+
+def plan(subject: Subject, reference: Runtime | None = None, asked: Sequence[Mapping[str, int]] = ()) -> Plan:
+    """The cases for a graph, those that the reference can run: every shape of SIZES, and the further sizes `asked` for.
+
+    Raises UnsupportedError where the reference runs at none of them, with what it said.
+    """
+    cases = _cases(subject)
+    if reference is None or subject.further is None:
+        return Plan(tuple(cases))
+    rng = np.random.default_rng(SEED + 1)
+    for sizes in asked:
+        about = [_sizes_said(sizes), "which forward tells from others"]
+        cases.append(_case(subject, about, sizes, False, {}, rng))
+    kept, refused = [], {}
+    for case in cases:
+        error = _refusal(reference, case)
+        if error is not None:
+            refused[case.name] = error
+            sizes = {dim: size + subject.further.get(dim, 0) for dim, size in case.sizes.items()}
+            case = _case(subject, [_sizes_said(sizes)], sizes, False, {}, rng)
+            if _refusal(reference, case) is not None:
+                continue
+        kept.append(case)
+    if not kept:
+        raise UnsupportedError(
+            f"torch itself runs the model at none of the {len(cases)} sizes tried ({next(iter(refused.values()))}): "
+            "give a dim that can't vary as a number, and dims that must be equal one name."
+        )
+    notes = [f"torch itself does not run at {', '.join(refused)}: larger sizes were tried instead"] if refused else []
+    return Plan(tuple(kept), tuple(notes))
+
+
+def _refusal(reference: Runtime, case: Case) -> str | None:
+    try:
+        reference.run(case.feeds)
+    except Exception as error:  # whatever the user's forward raises
+        return first_line(error)
+    return None
+
+
+def _sizes_said(sizes: Mapping[str, int]) -> str:
+    return " × ".join(f"{dim} {size}" for dim, size in sizes.items()) or "fixed shape"
+
+
+def _cases(subject: Subject) -> list[Case]:
+    """Every shape of SIZES with zero and with random state, and chunks against the whole."""
     rng = np.random.default_rng(SEED)
     settings = itertools.cycle(subject.settings)
     dims = dynamic_dims(subject.inputs)
@@ -221,7 +277,7 @@ def plan(subject: Subject) -> list[Case]:
     cases = []
     for index, (row, state) in enumerate(itertools.product(SIZES if dims else SIZES[:1], states)):
         sizes = {dim: row[place % len(row)] for place, dim in enumerate(dims)}
-        about = [" × ".join(f"{dim} {size}" for dim, size in sizes.items()) or "fixed shape", state]
+        about = [_sizes_said(sizes), state]
         cases.append(_case(subject, about, sizes, state == "random state", next(settings), rng, short=index % 2 == 1))
     if subject.chunked and subject.state_map:
         for chunks in CHUNKS:
@@ -259,7 +315,7 @@ def _case(
                 values = np.minimum(values, max(1, sizes[spec.high] - 1)).astype(spec.dtype)
         feeds[spec.name] = subject.prepare[spec.name](values) if spec.name in subject.prepare else values
     shown = [f"{name} {value:g}" for name, value in settings.items()]
-    return Case(" · ".join(filter(None, [*about, *shown])), feeds, chunks)
+    return Case(" · ".join(filter(None, [*about, *shown])), feeds, chunks, dict(sizes))
 
 
 def verify(
@@ -283,6 +339,8 @@ def _compare_case(subject: Subject, reference: Runtime, candidate: Runtime, case
     for name in expected:
         if name not in skipped:
             comparison.compare_numbers(name)
+            if case.chunks is None:
+                comparison.compare_declaration(name, candidate.declared.get(name))
     return Outcome(
         subject.part,
         case.name,
@@ -340,6 +398,17 @@ class _Comparison:
         self.errors[name] = max(error, self.errors.get(name, 0.0), key=_sortable)
         if note:
             self.notes.append(f"{name}: {note}")
+
+    def compare_declaration(self, name: str, declared: Sequence[int | str | None] | None) -> None:
+        """A shape that the file declares for an output must be true: runtimes lay out memory by it."""
+        found = self.found.get(name)
+        if declared is None or found is None:
+            return
+        expected = [self.case.sizes.get(dim, dim) if isinstance(dim, str) else dim for dim in declared]
+        pairs = zip(found.shape, expected, strict=False)
+        if len(expected) != found.ndim or any(isinstance(dim, int) and dim != size for size, dim in pairs):
+            self.errors[name] = math.inf
+            self.notes.append(f"{name}: declared as {list(declared)}, but of shape {list(found.shape)}")
 
 
 def _run_in_chunks(subject: Subject, candidate: Runtime, case: Case) -> dict[str, np.ndarray]:

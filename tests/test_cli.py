@@ -90,7 +90,9 @@ def test_debug_shows_the_traceback(tmp_path):
 def test_inspect_tells_of_checkpoints_and_onnx_files(exported, capsys):
     assert cli.main(["inspect", str(exported["lstm"]), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["network"].startswith("LSTM 1→16, 2 layers")
+    assert found["exports as"].startswith("forecast: LSTM 1→16, 2 layers")
+    assert found["weights"]["rnn.weight_ih_l0"]["shape"] == [64, 1]
+    assert found["state_map"] == {"h0": "hn", "c0": "cn"}
     assert found["parameters"] == 4 * 16 * (1 + 16 + 2) + 4 * 16 * (16 + 16 + 2) + 2 * 16 + 2
     assert cli.main(["inspect", str(exported["lstm"].with_suffix(".forecast.onnx")), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

@@ -10,8 +10,9 @@ from conftest import forecaster, save_classifier, save_forecaster, save_generato
 from onnx import numpy_helper
 
 import seqexport
-from seqexport import ParityError, exporter, graphs, recurrent
+from seqexport import ParityError, exporter, parts, recurrent, tracing
 from seqexport.runtimes import Runtime
+from seqexport.specs import parse_input
 from seqexport.verification import SIZES, Case, Decision, Outcome, Report, Subject, difference, require, verify
 
 
@@ -21,8 +22,10 @@ def test_the_cases_hold_what_users_run():
     assert {(1, 1)} < pairs
     assert any(batch == 1 and time > 1 for batch, time in pairs)
     assert any(batch > 1 and time == 1 for batch, time in pairs)
-    assert max(time for _, time in pairs) > 50 * graphs.EXAMPLE_SIZES[1]
-    assert tuple(graphs.EXAMPLE_SIZES[:2]) in pairs
+    specs = [parse_input("x", "float32[batch,time,3]")]
+    example = tracing.example_sizes(specs, torch.nn.GRU(3, 4))
+    assert max(time for _, time in pairs) > 10 * example["time"]
+    assert all(batch != example["batch"] and time != example["time"] for batch, time in pairs)
 
 
 @pytest.mark.parametrize(
@@ -186,10 +189,10 @@ def test_a_pipeline_that_does_something_else_is_caught(tmp_path, spoil):
     seqexport.export(path)
     checkpoint = seqexport.read_checkpoint(path)
     (part,) = [
-        p for p in exporter._checkpoint_parts(checkpoint, tmp_path / "net.onnx", "optional")[0] if p.path.stem != "net"
+        p for p in parts.checkpoint_parts(checkpoint, tmp_path / "net.onnx", "optional")[0] if p.path.stem != "net"
     ]
     spoil(part.module)
-    outcomes = exporter._verify_part(part, exporter.OnnxRuntime(part.path), exporter.plan(part.subject))
+    outcomes = exporter._verify_part(part, exporter.OnnxRuntime(part.path), exporter.plan(part.subject).cases)
     assert not Report(tuple(outcomes)).passed
 
 
@@ -233,9 +236,9 @@ CLASSIFY = {
 def test_a_text_pipeline_that_does_something_else_is_caught(exported_texts, task, name):
     checkpoint = seqexport.read_checkpoint(exported_texts[task])
     path = exported_texts[task].with_suffix(".onnx")
-    part = exporter._checkpoint_parts(checkpoint, path, "optional")[0][1]
+    part = parts.checkpoint_parts(checkpoint, path, "optional")[0][1]
     candidate = exporter.OnnxRuntime(part.path)
-    cases = exporter.plan(part.subject)
+    cases = exporter.plan(part.subject).cases
     assert Report(tuple(exporter._verify_part(part, candidate, cases))).passed
     {"generate": GENERATE, "classify": CLASSIFY}[task][name](part.module)
     assert not Report(tuple(exporter._verify_part(part, candidate, cases))).passed
@@ -312,7 +315,7 @@ def test_tokens_of_another_type_or_shape_fail(found):
 
 @pytest.mark.parametrize(("found", "passes", "ties"), [(0.5000001, True, 1), (0.51, False, 1), (0.4999999, True, 0)])
 def test_a_label_on_the_edge_is_a_tie_and_elsewhere_a_failure(found, passes, ties):
-    margin = partial(exporter._label_margin, "probabilities")
+    margin = partial(parts._label_margin, "probabilities")
     decision = Decision("probabilities", "label", lambda p: p.argmax(-1), margin)
     reference = Fixed(probabilities=np.array([[0.50000006, 0.49999994]], np.float32))
     candidate = Fixed(probabilities=np.array([[1 - found, found]], np.float32))
