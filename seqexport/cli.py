@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seqexport.errors import FileError, InputError, ParityError, SeqExportError
-from seqexport.specs import POOLINGS
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.tree import Tree
 
+    from seqexport.diagnosis import Diagnosis, Finding
     from seqexport.inference import Choices
     from seqexport.modules import UserModule
     from seqexport.verification import Report
@@ -34,6 +34,7 @@ commands:
   verify CHECKPOINT ONNX  hold a file that was exported before against its checkpoint
   inspect FILE            tell what a checkpoint or an ONNX file holds
   run FILE NAME=VALUE …   run a model once
+  doctor                  tell what is installed, whether it works, and the fix for what does not
 
 examples:
   python -m seqexport lstm.pt
@@ -49,33 +50,22 @@ exit codes: 0 verified and written · 1 verification failed, nothing written · 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(f"usage: python -m seqexport CHECKPOINT [-o OUT.onnx] [options]\n\n{DESCRIPTION}\n\n{OVERVIEW}")
-        print(_export_parser().format_help().partition("\n\n")[2], end="")
-        return 0 if arguments else 2
-    if arguments[0] == "--version":
-        from seqexport import __version__
-
-        print(f"seqexport {__version__}")
-        return 0
-    parser, command = _parser(arguments)
-    options = parser.parse_intermixed_args(arguments[1:] if arguments[0] in COMMANDS else arguments)
+    debug = "--debug" in arguments
     try:
-        return command(options)
+        return _run_command(arguments)
     except SeqExportError as error:
-        if options.debug:
+        if debug:
             raise
-        if options.json and isinstance(error, ParityError):
-            _print_json(error.report.to_dict())
-        elif options.json:
-            _print_json({"error": str(error), "kind": type(error).__name__})
+        if "--json" in arguments:
+            about = {"error": str(error), "kind": type(error).__name__}
+            _print_json(error.report.to_dict() if isinstance(error, ParityError) else about)
         print(f"seqexport: {error}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:  # whoever read our output has seen enough; what is left in the buffer has nowhere to go
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:  # a defect of ours: still one sentence, and not the exit code of a failed verification
-        if options.debug:
+        if debug:
             raise
         reason = (str(error).splitlines() or [""])[0]
         print(
@@ -86,6 +76,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("seqexport: stopped; nothing was written.", file=sys.stderr)
         return 130
+
+
+def _run_command(arguments: Sequence[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(f"usage: python -m seqexport CHECKPOINT [-o OUT.onnx] [options]\n\n{DESCRIPTION}\n\n{OVERVIEW}")
+        print(_export_parser().format_help().partition("\n\n")[2], end="", flush=True)
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        from seqexport import __version__
+
+        print(f"seqexport {__version__}")
+        return 0
+    parser, command = _parser(arguments)
+    return command(parser.parse_intermixed_args(arguments[1:] if arguments[0] in COMMANDS else arguments))
 
 
 def _parser(arguments: Sequence[str]) -> tuple[argparse.ArgumentParser, Callable[[argparse.Namespace], int]]:
@@ -109,6 +113,8 @@ def _base_parser(usage: str, description: str, example: str) -> argparse.Argumen
 
 
 def _add_network_options(parser: argparse.ArgumentParser) -> None:
+    from seqexport.specs import POOLINGS  # not at the top: it takes numpy, which doctor may find missing
+
     group = parser.add_argument_group("what the weights of a bare state_dict can't tell")
     group.add_argument("--nonlinearity", choices=("tanh", "relu"), help="of an RNN cell (default: tanh)")
     group.add_argument(
@@ -195,6 +201,14 @@ def _run_parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, default=1, help="threads of the runtime (default: 1)")
     parser.add_argument("-o", "--output", metavar="OUT.npz", help="also write the outputs as arrays")
     return parser
+
+
+def _doctor_parser() -> argparse.ArgumentParser:
+    return _base_parser(
+        "doctor [--json]",
+        "Tell what is installed, whether it works (a small LSTM runs in every runtime), and the fix for what does not.",
+        "doctor",
+    )
 
 
 def _choices(options: argparse.Namespace) -> Choices:
@@ -375,6 +389,21 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _doctor(options: argparse.Namespace) -> int:
+    from importlib.util import find_spec
+
+    from seqexport.diagnosis import diagnose
+
+    if options.json or not find_spec("rich"):  # which too may be what is missing
+        diagnosis = diagnose()
+        _print_json(diagnosis.to_dict())
+    else:
+        with _status("trying every runtime"):
+            diagnosis = diagnose()
+        _show_diagnosis(diagnosis)
+    return 0 if diagnosis.passed else 2
+
+
 def _parse_value(text: str, rng: Any) -> tuple[str, Any]:
     """NAME=VALUE → the name and an array. Raises InputError or FileError for what can't be read."""
     import numpy as np
@@ -408,6 +437,7 @@ COMMANDS: dict[str, tuple[Callable[[], argparse.ArgumentParser], Callable[[argpa
     "verify": (_verify_parser, _verify),
     "inspect": (_inspect_parser, _inspect),
     "run": (_run_parser, _run),
+    "doctor": (_doctor_parser, _doctor),
 }
 
 
@@ -424,6 +454,46 @@ def _status(text: str) -> Any:
 
 def _print_json(document: Any) -> None:
     print(json.dumps(document, ensure_ascii=False, indent=2, allow_nan=False))
+
+
+def _show_diagnosis(diagnosis: Diagnosis) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    console = _console()
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    for name, text in diagnosis.overview().items():
+        grid.add_row(Text(name, "bold"), Text(text))
+    grid.add_row()
+    for runtime in diagnosis.runtimes:
+        style = {"runs": "green", "there": "green", "absent": "dim"}.get(runtime.state, "red")
+        grid.add_row(
+            Text(runtime.name, "bold"), Text.assemble((f"{runtime.state}: ", style), _printable(runtime.about))
+        )
+    console.print(grid)
+    for finding in diagnosis.findings:
+        if finding.level != "ok":
+            console.print()
+            _print_finding(console, finding)
+    problems, notes = diagnosis.count("problem"), diagnosis.count("note")
+    verdict = Text(f"problems: {problems}", "bold red" if problems else "bold green")
+    console.print(Text.assemble("\n", verdict, f", notes: {notes}", (f"  ({diagnosis.seconds:.1f} s)", "dim")))
+
+
+def _print_finding(console: Console, finding: Finding) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    style = "bold red" if finding.level == "problem" else "bold yellow"
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_row(
+        Text(f"{finding.level:<7}", style), Text(_printable(f"{finding.found} (expected: {finding.expected})"))
+    )
+    if not finding.is_command:
+        grid.add_row(Text("fix", "bold"), Text(_printable(finding.fix)))
+    console.print(grid)
+    if finding.is_command:  # never broken into lines, so that it can be copied
+        console.print(Text.assemble(("fix      ", "bold"), finding.fix), soft_wrap=True)
 
 
 def _show_report(report: Report, as_json: bool) -> None:
