@@ -62,7 +62,8 @@ def _integers(model: ir.Model) -> Iterator[tuple[ir.Node, str, tuple[int, ...]]]
         for name, attribute in node.attributes.items():
             if attribute.type in (ir.AttributeType.INT, ir.AttributeType.INTS):
                 numbers = attribute.value if isinstance(attribute.value, (list, tuple)) else [attribute.value]
-                yield node, f"its {name}", tuple(map(int, numbers))
+                if len(numbers) <= _FEW:
+                    yield node, f"its {name}", tuple(map(int, numbers))
             elif attribute.type == ir.AttributeType.TENSOR:
                 yield from _of_tensor(node, f"its {name}", attribute.value)
         for value in node.outputs:

@@ -95,6 +95,18 @@ def _attributes_kept(module: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _buffers_kept(module: nn.Module) -> Iterator[None]:
+    """The values of the buffers, which a call may write into."""
+    before = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, values in before:
+            if not torch.equal(buffer, values):
+                buffer.copy_(values)
+
+
+@contextlib.contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
     """The module in evaluation mode with frozen parameters, and afterwards as it was."""
     training = [(part, part.training) for part in module.modules()]
@@ -199,7 +211,7 @@ def check_function(flat: FlatModule, arguments: Sequence[Tensor]) -> tuple[Tenso
     gives something else because of what the first one kept, or where it draws random numbers that show.
     """
     module, seen = flat.module, _Seen()
-    with torch.random.fork_rng(devices=[]), _attributes_kept(module), torch.no_grad():
+    with torch.random.fork_rng(devices=[]), _attributes_kept(module), _buffers_kept(module), torch.no_grad():
         torch.manual_seed(0)
         with _assignments_seen(module, seen), _Watch(module, seen):
             first = _kept(flat.call(arguments))
