@@ -20,10 +20,11 @@ from seqexport.runtimes import Runtime
 from seqexport.sources import first_line
 from seqexport.specs import TensorSpec, dynamic_dims
 
-# float32 rounds at 6e-8. Over the 192 configurations of tests/test_recurrent.py at the sizes below, the worst seen is
-# 7.3e-7 (a deep relu RNN); LSTM and GRU stay under 4.5e-7. The shipped RNN, trained, has 1.3e-6. This is seven times
-# the first, so that another processor's order of summation passes.
-TOLERANCE = 5e-6
+# float32 rounds at 6e-8. Over the configurations of tests/test_coverage.py, with random weights, the worst seen at the
+# sizes below is under 1e-6; but trained nets amplify: a published speaker encoder (LSTM 3×256, 257 steps) gives 5.8e-6
+# between torch and onnxruntime, where torch itself is 7e-6 from its own float64, and 3.6e-5 with oneDNN off. This is
+# the most that the definition of an error allows (README), and less than twice the worst seen on a right file.
+TOLERANCE = 1e-5
 
 # Sizes of the dynamic dims, in the order in which the inputs name them (batch, time, and what follows, such as paths
 # and horizon): 1×1, batch 1, time 1, and a time far beyond the example's are all there.

@@ -13,7 +13,7 @@ import seqexport
 from seqexport import ParityError, exporter, parts, recurrent, tracing
 from seqexport.runtimes import Runtime
 from seqexport.specs import parse_input
-from seqexport.verification import SIZES, Case, Decision, Outcome, Report, Subject, difference, require, verify
+from seqexport.verification import SIZES, TOLERANCE, Case, Decision, Outcome, Report, Subject, difference, require, verify
 
 
 def test_the_cases_hold_what_users_run():
@@ -286,31 +286,31 @@ def compare_tokens(expected, found, margin, hn=(0.0, 0.0)):
 
 def test_a_token_that_differs_fails_unless_the_reference_was_undecided():
     alike = compare_tokens([[1, 2, 3], [4, 5, 6]], [[1, 2, 3], [4, 5, 6]], margin=np.nan)
-    assert alike.passed(5e-6)
+    assert alike.passed(TOLERANCE)
     assert (alike.decided, alike.ties) == ({"token": 6}, ())
     wrong = compare_tokens([[1, 2, 3], [4, 5, 6]], [[1, 9, 9], [4, 5, 6]], margin=1e-4)
-    assert not wrong.passed(5e-6)
+    assert not wrong.passed(TOLERANCE)
     assert wrong.notes[0] == "a case: token [0, 1] is 9, not 2, decided by a margin of 1.0e-04"
     tie = compare_tokens([[1, 2, 3], [4, 5, 6]], [[1, 9, 9], [4, 5, 6]], margin=1e-6)
-    assert tie.passed(5e-6)
+    assert tie.passed(TOLERANCE)
     assert tie.ties == ("a case: token [0, 1] is 9, not 2, decided by a margin of 1.0e-06",)
 
 
 def test_after_a_tie_only_its_row_is_left_out():
     parted = compare_tokens([[1, 2], [4, 5]], [[1, 9], [4, 5]], margin=0.0, hn=(7.0, 0.0))
-    assert parted.passed(5e-6)
+    assert parted.passed(TOLERANCE)
     elsewhere = compare_tokens([[1, 2], [4, 5]], [[1, 9], [4, 5]], margin=0.0, hn=(7.0, 1e-3))
-    assert not elsewhere.passed(5e-6)
+    assert not elsewhere.passed(TOLERANCE)
     assert elsewhere.errors["hn"] == pytest.approx(1e-3)
 
 
 def test_a_margin_that_is_not_a_number_is_no_tie():
-    assert not compare_tokens([[1], [2]], [[3], [2]], margin=np.nan).passed(5e-6)
+    assert not compare_tokens([[1], [2]], [[3], [2]], margin=np.nan).passed(TOLERANCE)
 
 
 @pytest.mark.parametrize("found", [np.array([[1, 2], [4, 5]], np.int32), np.array([[1], [4]])])
 def test_tokens_of_another_type_or_shape_fail(found):
-    assert not compare_tokens([[1, 2], [4, 5]], found, margin=0.0).passed(5e-6)
+    assert not compare_tokens([[1, 2], [4, 5]], found, margin=0.0).passed(TOLERANCE)
 
 
 @pytest.mark.parametrize(("found", "passes", "ties"), [(0.5000001, True, 1), (0.51, False, 1), (0.4999999, True, 0)])
@@ -320,7 +320,7 @@ def test_a_label_on_the_edge_is_a_tie_and_elsewhere_a_failure(found, passes, tie
     reference = Fixed(probabilities=np.array([[0.50000006, 0.49999994]], np.float32))
     candidate = Fixed(probabilities=np.array([[1 - found, found]], np.float32))
     (outcome,) = verify(Subject("classify", (), decisions=(decision,)), reference, candidate, [Case("edge", {})])
-    assert (outcome.passed(5e-6), len(outcome.ties)) == (passes, ties)
+    assert (outcome.passed(TOLERANCE), len(outcome.ties)) == (passes, ties)
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
