@@ -10,6 +10,7 @@ import pytest
 import seqexport
 from seqexport.errors import FileError, InputError
 from seqexport.text import UNKNOWN, Vocabulary
+from seqexport.verification import TOLERANCE
 from tabs import characters, racing, sentiment
 from tabs.racing import Column
 
@@ -260,7 +261,7 @@ def test_texts_that_part_show_no_speed() -> None:
     assert "The texts part: no speed is shown." in result
     assert "They part at character 6, where a change of" in result
     assert numbers["measured"] == {}
-    assert numbers["margin"] > 5e-6
+    assert numbers["margin"] > TOLERANCE
 
 
 @pytest.mark.parametrize("place", [0, 7])

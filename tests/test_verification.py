@@ -13,7 +13,18 @@ import seqexport
 from seqexport import ParityError, exporter, parts, recurrent, tracing
 from seqexport.runtimes import Runtime
 from seqexport.specs import parse_input
-from seqexport.verification import SIZES, TOLERANCE, Case, Decision, Outcome, Report, Subject, difference, require, verify
+from seqexport.verification import (
+    SIZES,
+    TOLERANCE,
+    Case,
+    Decision,
+    Outcome,
+    Report,
+    Subject,
+    difference,
+    require,
+    verify,
+)
 
 
 def test_the_cases_hold_what_users_run():

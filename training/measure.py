@@ -26,10 +26,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 import seqexport
 from seqexport.pipelines import Scaling
 from seqexport.runtimes import Runtime
+from seqexport.specs import TensorSpec, dynamic_dims, parse_input
 from seqexport.text import Vocabulary
 from training import data as datasets
 from training.publish import ROOT, write_block
@@ -202,22 +204,110 @@ def reviews(name: str) -> list[str]:
     return [part[index].text for index in np.linspace(0, len(part) - 1, TEXTS).astype(int)]
 
 
-def measure_export(folder: Path) -> list[str]:
-    """Rows of README's table: seqexport with its verification beside bare torch.onnx, on the same net, both warm."""
+class _Classifies(nn.Module):
+    """tokens (B, T) → logits (B, 5): the last hidden states of both directions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(10_000, 64)
+        self.rnn = nn.LSTM(64, 128, 2, batch_first=True, bidirectional=True, dropout=0.3)
+        self.head = nn.Linear(256, 5)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        _, (h, _) = self.rnn(self.embedding(tokens))
+        return self.head(torch.cat([h[-2], h[-1]], dim=1))
+
+
+class _Writes(nn.Module):
+    """tokens (B, T), h0 and c0 (2, B, 512) → logits (B, T, 80) and the state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(80, 64)
+        self.rnn = nn.LSTM(64, 512, 2, batch_first=True)
+        self.head = nn.Linear(512, 80)
+
+    def forward(self, tokens: Tensor, h0: Tensor, c0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        y, (h, c) = self.rnn(self.embedding(tokens), (h0, c0))
+        return self.head(y), h, c
+
+
+class _Foresees(nn.Module):
+    """x (B, T, 8) → (B, T, 1) by an Elman net."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.RNN(8, 64, 2, batch_first=True)
+        self.head = nn.Linear(64, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.rnn(x)[0])
+
+
+class _Translates(nn.Module):
+    """source (B, S), target (B, T) → logits (B, T, 500): a decoder that attends to the encoder's steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.source, self.target = nn.Embedding(500, 48), nn.Embedding(500, 48)
+        self.encoder, self.decoder = nn.GRU(48, 96, batch_first=True), nn.GRU(48, 96, batch_first=True)
+        self.head = nn.Linear(192, 500)
+
+    def forward(self, source: Tensor, target: Tensor) -> Tensor:
+        read, state = self.encoder(self.source(source))
+        y, _ = self.decoder(self.target(target), state)
+        attended = torch.softmax(y @ read.transpose(1, 2), dim=2) @ read
+        return self.head(torch.cat([y, attended], dim=2))
+
+
+class _Continues(nn.Module):
+    """The shipped forecaster's network: x (B, T, 1), h0 → y and the state."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor, h0: Tensor) -> tuple[Tensor, ...]:
+        return self.network(x, h0)
+
+
+def nets_to_export(folder: Path) -> dict[str, tuple[nn.Module, dict[str, str]]]:
+    """Name → (module, specs of its inputs): five nets of usual kinds."""
     checkpoint = seqexport.read_checkpoint(folder / "checkpoint.pt")
-    network = checkpoint.network()
-    rows = "float32[{},batch,{}]".format(*checkpoint.spec.state[0].dims[::2])
+    state = str(checkpoint.spec.state[0])
+    tokens = "int64[batch,time]{{0..{}}}".format
+    return {
+        "the shipped GRU": (_Continues(checkpoint.network()), {"x": "float32[batch,time,1]", "h0": state}),
+        "a BiLSTM 2×128 that classifies": (_Classifies(), {"tokens": tokens(9999)}),
+        "an LSTM 2×512 that writes": (
+            _Writes(),
+            {"tokens": tokens(79), "h0": "float32[2,batch,512]", "c0": "float32[2,batch,512]"},
+        ),
+        "an RNN 2×64 on every step": (_Foresees(), {"x": "float32[batch,time,8]"}),
+        "GRU encoder and decoder with attention": (
+            _Translates(),
+            {"source": tokens(499), "target": "int64[batch,steps]{0..499}"},
+        ),
+    }
 
-    class Positional(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.network = network
 
-        def forward(self, x: torch.Tensor, h0: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            return self.network(x, h0)
+def measure_export(folder: Path) -> list[str]:
+    """Rows of README's table: seqexport with its verification beside bare torch.onnx, on the same nets, both warm."""
+    rows = []
+    for name, (module, inputs) in nets_to_export(folder).items():
+        seconds = _export_seconds(module.eval(), inputs)
+        ours = next(iter(seconds.values()))
+        rows += [f"| export, {name} | {by} | {value:.2f} s | {value / ours:.1f} |" for by, value in seconds.items()]
+    return rows
 
-    module = Positional().eval()
-    auto = torch.export.Dim.AUTO
+
+def _export_seconds(module: nn.Module, inputs: Mapping[str, str]) -> dict[str, float]:
+    specs = [parse_input(name, text) for name, text in inputs.items()]
+    flat = [spec for spec in specs if isinstance(spec, TensorSpec)]
+    sizes = {dim: 3 + 2 * place for place, dim in enumerate(dynamic_dims(flat))}
+    rng, auto = np.random.default_rng(0), torch.export.Dim.AUTO
+    arguments = tuple(torch.from_numpy(spec.sample(sizes, rng)) for spec in flat)
+    dynamic = {spec.name: {axis: auto for axis, dim in enumerate(spec.dims) if isinstance(dim, str)} for spec in flat}
 
     def bare() -> None:
         # The second export of a recurrent net in one process fails on a stale cache; peers get it cleared.
@@ -226,33 +316,20 @@ def measure_export(folder: Path) -> list[str]:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             logging.disable(logging.CRITICAL)
-            program = torch.onnx.export(
-                module,
-                (torch.randn(3, 5, 1), torch.zeros(checkpoint.spec.layers, 3, checkpoint.spec.hidden_size)),
-                dynamo=True,
-                dynamic_shapes={"x": {0: auto, 1: auto}, "h0": {1: auto}},
-                verbose=False,
-            )
+            program = torch.onnx.export(module, arguments, dynamo=True, dynamic_shapes=dynamic, verbose=False)
             logging.disable(logging.NOTSET)
         assert program is not None
         program.save(target)
 
     with tempfile.TemporaryDirectory() as temporary:
         target = Path(temporary) / "net.onnx"
-        seconds = taking_turns(
+        return taking_turns(
             {
-                "seqexport.export, with verification": lambda: seqexport.export(
-                    module, target, inputs={"x": "float32[batch,time,1]", "h0": rows}
-                ),
+                "seqexport.export, with verification": lambda: seqexport.export(module, target, inputs=inputs),
                 "torch.onnx.export(dynamo=True), none": bare,
             },
             rounds=5,
         )
-    ours = seconds["seqexport.export, with verification"]
-    return [
-        f"| export of a network, warm | {name} | {value:.2f} s | {value / ours:.1f} |"
-        for name, value in seconds.items()
-    ]
 
 
 def measure_command(folder: Path) -> tuple[str, list[str]]:
