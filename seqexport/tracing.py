@@ -155,7 +155,7 @@ def trace(module: nn.Module, specs: Sequence[TensorSpec], sizes: Mapping[str, in
     shapes = tuple({axis: dynamic for axis, dim in enumerate(spec.dims) if isinstance(dim, str)} for spec in specs)
     notes = _Notes()
     try:
-        with quiet(), RecurrentCallsStayWhole(), torch.no_grad():
+        with quiet(), RecurrentCallsStayWhole(module), torch.no_grad():
             program = torch.export.export(
                 _Observed(module, specs, notes), example(specs, sizes), dynamic_shapes=(shapes,), strict=False
             )

@@ -158,8 +158,8 @@ def test_a_deliberate_corruption_is_caught_and_nothing_is_written(tmp_path, monk
     path = save_forecaster(tmp_path / "net.pt", "gru")
     build = exporter.build_graph
 
-    def corrupted(part, opset, metadata):
-        model = build(part, opset, metadata)
+    def corrupted(part, traced, opset, metadata):
+        model = build(part, traced, opset, metadata)
         if part.subject.part == "network":
             before = model.SerializeToString()
             CORRUPTIONS[name](model)

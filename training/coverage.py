@@ -1,0 +1,576 @@
+"""Which recurrent nets come out right: seqexport beside torch.onnx's two exporters, on the same configurations.
+
+    python -m training.coverage
+
+Writes README's table. Every configuration of `grid` and `singles` is exported, loaded by onnxruntime and run at the
+sizes of SHAPES, none of which is the example's, in a process apart: one that crashes or hangs counts as wrong and is
+replaced. About TODO minutes on two cores; with --only and --seconds it does a part, and leaves README as it is.
+
+Right means: exported without an error, runs at every size, and every output, final states included, has torch's shape
+and dtype and is within TOLERANCE of it, |a - b| / max(1, max|torch|). The shapes that a file declares are not looked
+at: torch.onnx's are often the example's.
+
+torch.onnx.export(dynamo=True) is right if it is with any of DYNAMIC, its ways of asking for dynamic dims. Before each
+export its stale cache is cleared, without which a second LSTM or GRU in one process fails; and its table of
+translations, which it builds anew at every export, is kept as seqexport keeps it, which changes no result.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import math
+import multiprocessing
+import os
+import re
+import signal
+import statistics
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import seqexport
+from seqexport.graphs import _translations_kept
+from seqexport.specs import InputSpec, TensorSpec, parse_input
+from seqexport.verification import difference
+from training.command import Parser
+from training.publish import ROOT, write_block
+
+FEATURES, HIDDEN, PROJECTION = 5, 7, 3
+# Batch and time of the peers' example: neither 0 nor 1, which torch.export would freeze, nor equal.
+EXAMPLE = (3, 5)
+SHAPES = ((1, 1), (1, 6), (4, 1), (2, 9), (5, 33))
+TOLERANCE = 1e-5
+TIMEOUT = 120.0
+LEAST = 20
+
+CELLS = ("RNN tanh", "RNN relu", "LSTM", "GRU", "LSTM with proj_size")
+# What becomes of packed output: dropped for the final state, or padded up to the longest row, the input's time, or 300.
+PADDINGS = ("none", "longest", "time", "300")
+PACKINGS = (("none", "none"), *itertools.product(("unsorted", "sorted"), PADDINGS))
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """One recurrent net and how it is called.
+
+    packed: none, or pack_padded_sequence with enforce_sorted (sorted) or without (unsorted), whose batch_first is the
+    net's. padded: one of PADDINGS. dropout: set between the layers, but the net is in eval mode.
+    form: sequence [batch,time,features], unbatched [time,features], or step [batch,features], for nn.RNNCell and the
+    like.
+    """
+
+    cell: str
+    layers: int = 1
+    bidirectional: bool = False
+    batch_first: bool = True
+    bias: bool = True
+    state: bool = False
+    packed: str = "none"
+    padded: str = "none"
+    dropout: float = 0.0
+    form: str = "sequence"
+
+    def __str__(self) -> str:
+        words = [self.cell, self.form, f"{self.layers} layers"]
+        words += ["both directions"] * self.bidirectional + ["batch first" if self.batch_first else "time first"]
+        words += ["bias" if self.bias else "no bias", "state given" if self.state else "no state"]
+        if self.packed != "none":
+            words.append(f"packed {self.packed}")
+            words.append("final state only" if self.padded == "none" else f"padded to {self.padded}")
+        return ", ".join(words + [f"dropout {self.dropout}"] * (self.dropout > 0))
+
+    @property
+    def kind(self) -> str:
+        """The row of the table."""
+        if self.form != "sequence":
+            return {"unbatched": "unbatched input", "step": "RNNCell, LSTMCell, GRUCell"}[self.form]
+        return f"{self.cell}, {'padded' if self.packed == 'none' else 'packed'}"
+
+    def inputs(self) -> dict[str, str]:
+        """seqexport's input specs, in the order of forward's arguments."""
+        batch = "" if self.form == "unbatched" else "batch,"
+        lead = {"unbatched": "time", "step": "batch"}.get(self.form, "batch,time" if self.batch_first else "time,batch")
+        inputs = {"x": f"float32[{lead},{FEATURES}]"}
+        if self.packed != "none":
+            inputs["lengths"] = "int64[batch]{1..time}" + (", descending" if self.packed == "sorted" else "")
+        if self.state:
+            rows = "" if self.form == "step" else f"{self.layers * (1 + self.bidirectional)},"
+            h, c = (
+                f"float32[{rows}{batch}{size}]"
+                for size in (PROJECTION if self.cell == "LSTM with proj_size" else HIDDEN, HIDDEN)
+            )
+            inputs["state"] = f"({h}, {c})" if self.cell.startswith("LSTM") else h
+        return inputs
+
+
+def grid() -> list[Configuration]:
+    """Every combination of cell, layers, dropout (between layers only), directions, order, bias, state and packing."""
+    depths = ((1, 0.0), (2, 0.0), (2, 0.3), (3, 0.0), (3, 0.3))
+    both = (False, True)
+    return [
+        Configuration(cell, layers, bidirectional, batch_first, bias, state, *packing, dropout)
+        for cell, (layers, dropout), bidirectional, batch_first, bias, state, packing in itertools.product(
+            CELLS, depths, both, both, both, both, PACKINGS
+        )
+    ]
+
+
+def singles() -> list[Configuration]:
+    """What lies beside the grid: unbatched input, and cells that take one step."""
+    cells = [(cell, "unbatched") for cell in CELLS] + [(cell, "step") for cell in CELLS[:4]]
+    return [Configuration(cell, state=state, form=form) for cell, form in cells for state in (False, True)]
+
+
+class Calls(nn.Module):
+    """x and, where it is given, a state → what the net gives."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor, state: Any = None) -> Any:
+        """The net's outputs, as it gives them."""
+        return self.net(x, state)
+
+
+class Packs(nn.Module):
+    """x, lengths int64 [batch] and, where given, a state → y, padded again, and the final state, or that alone."""
+
+    def __init__(self, net: nn.RNNBase, packed: str, padded: str) -> None:
+        super().__init__()
+        self.net, self.sorted, self.padded = net, packed == "sorted", padded
+
+    def forward(self, x: Tensor, lengths: Tensor, state: Any = None) -> Any:
+        """Packs, runs, and pads again."""
+        batch_first = self.net.batch_first
+        packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first, enforce_sorted=self.sorted)
+        y, final = self.net(packed, state)
+        if self.padded == "none":
+            return final
+        total = {"longest": None, "time": x.shape[1 if batch_first else 0], "300": 300}[self.padded]
+        return nn.utils.rnn.pad_packed_sequence(y, batch_first, total_length=total)[0], final
+
+
+def build(configuration: Configuration) -> nn.Module:
+    """The module, in eval mode, with random asymmetric weights and biases away from zero, so that what is swapped,
+    dropped or transposed shows."""
+    options: dict[str, Any] = {"bias": configuration.bias}
+    if configuration.cell.startswith("RNN"):
+        options["nonlinearity"] = configuration.cell.split()[1]
+    if configuration.cell == "LSTM with proj_size":
+        options["proj_size"] = PROJECTION
+    name = configuration.cell.split()[0]
+    if configuration.form == "step":
+        net: nn.Module = getattr(nn, f"{name}Cell")(FEATURES, HIDDEN, **options)
+    else:
+        for option in ("batch_first", "bidirectional", "dropout"):
+            options[option] = getattr(configuration, option)
+        net = getattr(nn, name)(FEATURES, HIDDEN, configuration.layers, **options)
+    generator = torch.Generator().manual_seed(configuration.layers)
+    for parameter in net.parameters():
+        scale = 0.6 / parameter.shape[-1] ** 0.5 if parameter.ndim > 1 else 0.4
+        parameter.requires_grad_(False).copy_(torch.randn(parameter.shape, generator=generator) * scale + 0.05)
+    if configuration.packed == "none":
+        return Calls(net).eval()
+    assert isinstance(net, nn.RNNBase)
+    return Packs(net, configuration.packed, configuration.padded).eval()
+
+
+def structure(configuration: Configuration) -> dict[str, InputSpec]:
+    """forward's argument → its spec, or specs where it is a tuple."""
+    return {name: parse_input(name, text) for name, text in configuration.inputs().items()}
+
+
+def flat_specs(configuration: Configuration) -> list[TensorSpec]:
+    """The specs of all tensors, in order, under the names that they have as the graph's inputs."""
+    return [
+        spec for part in structure(configuration).values() for spec in (part if isinstance(part, tuple) else [part])
+    ]
+
+
+def feeds(configuration: Configuration, batch: int, steps: int, short: bool, seed: int) -> dict[str, np.ndarray]:
+    """Random values for every input, the state included. Lengths differ, and the longest is steps - 1 where `short`."""
+    rng = np.random.default_rng(seed)
+    values = {spec.name: spec.sample({"batch": batch, "time": steps}, rng) for spec in flat_specs(configuration)}
+    if "lengths" in values:
+        longest = max(1, steps - 1) if short else steps
+        lengths = np.maximum(1, longest - np.arange(batch) * max(1, longest // batch))
+        # Not reversed but rolled: a reversal undoes itself, and so would not tell an order from its inverse.
+        values["lengths"] = lengths if configuration.packed == "sorted" else np.roll(lengths, 1)
+    return values
+
+
+def arguments(configuration: Configuration, values: Mapping[str, np.ndarray]) -> tuple[Any, ...]:
+    """forward's positional arguments."""
+    return tuple(
+        tuple(torch.tensor(values[spec.name]) for spec in part)
+        if isinstance(part, tuple)
+        else torch.tensor(values[part.name])
+        for part in structure(configuration).values()
+    )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one export came out.
+
+    error: the worst difference to torch, infinite where there is none. note: what went wrong.
+    seconds: of the export alone, seqexport's with its verification.
+    """
+
+    right: bool
+    error: float
+    note: str
+    seconds: float
+
+
+Export = Callable[[Configuration, nn.Module, Path], float]
+
+
+def _seqexport(configuration: Configuration, module: nn.Module, path: Path) -> float:
+    return seqexport.export(module, path, inputs=configuration.inputs()).max_abs_error
+
+
+def _dynamo(dims: Mapping[str, Any]) -> Export:
+    def axes(spec: TensorSpec) -> dict[int, Any]:
+        return {axis: dims[dim] for axis, dim in enumerate(spec.dims) if isinstance(dim, str)}
+
+    def run(configuration: Configuration, module: nn.Module, path: Path) -> float:
+        shapes = {
+            name: tuple(map(axes, part)) if isinstance(part, tuple) else axes(part)
+            for name, part in structure(configuration).items()
+        }
+        with _peer(), _translations_kept():
+            torch.onnx.export(
+                module,
+                arguments(configuration, feeds(configuration, *EXAMPLE, short=False, seed=0)),
+                path,
+                dynamo=True,
+                dynamic_shapes=shapes,
+                input_names=[spec.name for spec in flat_specs(configuration)],
+                verbose=False,
+            )
+        return 0.0
+
+    return run
+
+
+def _old(configuration: Configuration, module: nn.Module, path: Path) -> float:
+    specs = flat_specs(configuration)
+    with _peer():
+        torch.onnx.export(
+            module,
+            arguments(configuration, feeds(configuration, *EXAMPLE, short=False, seed=0)),
+            str(path),
+            dynamo=False,
+            input_names=[spec.name for spec in specs],
+            dynamic_axes={
+                spec.name: {axis: dim for axis, dim in enumerate(spec.dims) if isinstance(dim, str)} for spec in specs
+            },
+        )
+    return 0.0
+
+
+# The ways to ask torch.onnx for dynamic dims. A string for a dim, and dynamic_axes, are the second one by other names.
+DYNAMIC: dict[str, Mapping[str, Any]] = {
+    "Dim.AUTO": dict.fromkeys(("batch", "time"), torch.export.Dim.AUTO),
+    "Dim.DYNAMIC": dict.fromkeys(("batch", "time"), torch.export.Dim.DYNAMIC),
+    "named dims": {name: torch.export.Dim(name) for name in ("batch", "time")},
+}
+EXPORTS: dict[str, Export] = {
+    "seqexport": _seqexport,
+    **{name: _dynamo(dims) for name, dims in DYNAMIC.items()},
+    "dynamo=False": _old,
+}
+# The table's columns, each with the exports of which one has to be right.
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "seqexport": ("seqexport",),
+    "torch.onnx, dynamo=True": tuple(DYNAMIC),
+    "torch.onnx, dynamo=False": ("dynamo=False",),
+}
+
+
+@contextlib.contextmanager
+def _peer() -> Iterator[None]:
+    """torch.onnx at its best, and without its talk."""
+    names = ("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
+    operators = [getattr(torch.ops.aten, name) for name in names]
+    disabled = logging.root.manager.disable
+    with warnings.catch_warnings(), contextlib.redirect_stdout(None), torch.no_grad():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.CRITICAL)
+        for operator in operators:
+            for overload in operator.overloads():
+                getattr(operator, overload)._dispatch_cache.clear()
+        try:
+            yield
+        finally:
+            logging.disable(disabled)
+
+
+def check(configuration: Configuration, export: str) -> Outcome:
+    """Export a configuration by one of EXPORTS, and run what it gave beside torch at every one of SHAPES."""
+    module = build(configuration)
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "net.onnx"
+        try:
+            error = EXPORTS[export](configuration, module, path)
+            seconds = time.perf_counter() - start
+            error, note = _compare(configuration, module, path, error)
+        except Exception as problem:  # whatever an exporter or a runtime raises makes it wrong
+            return Outcome(False, math.inf, _reason(problem), time.perf_counter() - start)
+    return Outcome(error <= TOLERANCE, error, note, seconds)
+
+
+def _compare(configuration: Configuration, module: nn.Module, path: Path, error: float) -> tuple[float, str]:
+    """The worst difference and a word on where it is, of those that are too large the first."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    names = {value.name for value in session.get_inputs()}
+    # Packed rows are as long as the input once, and once they all end before it.
+    for (batch, steps), short in itertools.product(SHAPES, (False, True)[: 2 if configuration.packed != "none" else 1]):
+        values = feeds(configuration, batch, steps, short, seed=steps)
+        with torch.no_grad():
+            expected = flat(module(*arguments(configuration, values)))
+        # An exporter may drop an input that makes no difference.
+        found = session.run(None, {name: array for name, array in values.items() if name in names})
+        if len(found) != len(expected):
+            return math.inf, f"{len(found)} outputs, expected {len(expected)}"
+        for index, (tensor, array) in enumerate(zip(expected, found, strict=True)):
+            apart, note = difference(tensor.numpy(), array)
+            if not apart <= TOLERANCE:
+                return apart, f"output {index} at {batch}×{steps}: {note or f'differs by {apart:.1e}'}"
+            error = max(error, apart)
+    return error, ""
+
+
+def _reason(problem: BaseException) -> str:
+    """The first line of what an exception came from, since torch.onnx's own first line is always the same."""
+    while problem.__cause__ is not None:
+        problem = problem.__cause__
+    return f"{type(problem).__name__}: {next(iter(str(problem).splitlines()), '')[:200]}"
+
+
+def flat(value: Any) -> list[Tensor]:
+    """The tensors of nested tuples, in order."""
+    return [value] if isinstance(value, Tensor) else [tensor for part in value for tensor in flat(part)]
+
+
+class Worker:
+    """A process that checks one export at a time.
+
+    If it dies, or takes longer than TIMEOUT, that export is wrong, and the next one goes to a new process.
+    """
+
+    def __init__(self) -> None:
+        self._context = multiprocessing.get_context("spawn")
+        self._process: Any = None
+        self._connection: Any = None
+
+    def check(self, configuration: Configuration, export: str) -> Outcome:
+        """What `check` gives, in the other process."""
+        if self._process is None:
+            self._connection, theirs = self._context.Pipe()
+            self._process = self._context.Process(target=_serve, args=(theirs,), daemon=True)
+            self._process.start()
+            theirs.close()  # so that the process's end is the connection's end
+        start = time.perf_counter()
+        problem = f"no answer in {TIMEOUT:.0f} s"
+        try:
+            self._connection.send((configuration, export))
+            if self._connection.poll(TIMEOUT):
+                return self._connection.recv()
+        except (EOFError, OSError):
+            self._process.join()
+            problem = f"the process ended with {self._process.exitcode}"
+        self.close()
+        return Outcome(False, math.inf, problem, time.perf_counter() - start)
+
+    def close(self) -> None:
+        """End the process, if there is one: it ends with its connection, unless it hangs."""
+        if self._process is not None:
+            self._connection.close()
+            self._process.join(1.0)
+            self._process.kill()
+            self._process.join()
+            self._process = None
+
+
+def _serve(connection: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
+    torch.set_num_threads(1)
+    with Path(os.devnull).open("w") as nothing:  # C++ prints graphs and warnings past Python's streams
+        for stream in (1, 2):
+            os.dup2(nothing.fileno(), stream)
+    with contextlib.suppress(EOFError):
+        while True:
+            connection.send(check(*connection.recv()))
+
+
+Task = tuple[Configuration, str]
+Results = dict[Task, Outcome]
+
+
+def measure(tasks: Sequence[Task], processes: int, seconds: float) -> Results:
+    """The outcome of every task, a configuration and a column, or of those begun within so many seconds."""
+    end = time.monotonic() + seconds
+    own = threading.local()
+    workers: list[Worker] = []
+    results: Results = {}
+
+    def run(task: Task) -> None:
+        if time.monotonic() > end:
+            return
+        if not hasattr(own, "worker"):
+            own.worker = Worker()
+            workers.append(own.worker)
+        configuration, column = task
+        notes, spent = [], 0.0
+        for export in COLUMNS[column]:
+            outcome: Outcome = own.worker.check(configuration, export)
+            notes.append(f"{export}: {outcome.note or 'right'}")
+            spent += outcome.seconds
+            if outcome.right:
+                break
+        results[task] = replace(outcome, note=notes[-1] if outcome.right else "; ".join(notes), seconds=spent)
+
+    pool = ThreadPoolExecutor(processes)
+    try:
+        futures = [pool.submit(run, task) for task in tasks]
+        for future in tqdm(as_completed(futures), total=len(futures), unit="net"):
+            future.result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        end = 0.0
+        for worker in workers:
+            worker.close()
+    return results
+
+
+def sampled(configurations: Sequence[Configuration], every: int) -> list[Configuration]:
+    """One in `every` of each row of the table, at least LEAST of them, drawn at random, but the same ones each time."""
+    rng = np.random.default_rng(0)
+    picked = []
+    for group in kinds(configurations).values():
+        count = max(math.ceil(len(group) / every), LEAST)
+        picked += [group[index] for index in sorted(rng.permutation(len(group))[:count])]
+    return picked
+
+
+def kinds(configurations: Sequence[Configuration]) -> dict[str, list[Configuration]]:
+    """Row of the table → its configurations."""
+    groups: dict[str, list[Configuration]] = {}
+    for configuration in configurations:
+        groups.setdefault(configuration.kind, []).append(configuration)
+    return groups
+
+
+def table(configurations: Sequence[Configuration], results: Results) -> str:
+    """README's table: for each row how many were measured and right, and the same of those that all exporters did."""
+    lines = [
+        "| net and input | configurations | seqexport right | compared | " + " | ".join(COLUMNS) + " |",
+        "|" + "---|" * (4 + len(COLUMNS)),
+    ]
+    for kind, group in (kinds(configurations) | {"**all**": list(configurations)}).items():
+        done = [configuration for configuration in group if (configuration, "seqexport") in results]
+        compared = [one for one in done if all((one, column) in results for column in COLUMNS)]
+        right = [sum(results[one, column].right for one in compared) for column in COLUMNS]
+        counts = (len(done), sum(results[one, "seqexport"].right for one in done), len(compared), *right)
+        lines.append(f"| {kind} | " + " | ".join(f"{count:,}" for count in counts) + " |")
+    return "\n".join(lines)
+
+
+def details(configurations: Sequence[Configuration], results: Results) -> str:
+    """What the table leaves out: seqexport's worst difference, each exporter's time, and what went wrong how often."""
+    lines = ["worst difference of seqexport to torch:"]
+    for kind, group in kinds(configurations).items():
+        errors = [results[one, "seqexport"].error for one in group if (one, "seqexport") in results]
+        lines.append(f"  {max(errors, default=math.nan):.1e}  {kind}")
+    for column in COLUMNS:
+        outcomes = {one: outcome for (one, name), outcome in results.items() if name == column}
+        seconds = {right: [o.seconds for o in outcomes.values() if o.right is right] for right in (True, False)}
+        spent = ", ".join(
+            f"{len(values)} {'right' if right else 'wrong'} at {statistics.median(values):.2f} s (median)"
+            for right, values in seconds.items()
+            if values
+        )
+        lines.append(f"{column}: {spent}")
+        reasons = Counter((one.kind, re.sub(r"\d+", "N", outcome.note)) for one, outcome in outcomes.items())
+        lines += [f"  {count:4d} × {kind}: {reason}" for (kind, reason), count in sorted(reasons.items())]
+    lines += [
+        f"seqexport is wrong: {one}: {o.note}"
+        for (one, name), o in results.items()
+        if name == "seqexport" and not o.right
+    ]
+    return "\n".join(lines)
+
+
+def footnote(every: int) -> str:
+    """What the table's figures mean."""
+    part = "all" if every == 1 else f"one in {every} of each row, drawn at random, but no fewer than {LEAST},"
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "onnx", "onnxscript", "onnxruntime"))
+    return (
+        f"Right: exported, and at {len(SHAPES)} sizes of batch and time that were not the example's every output and "
+        f"final state has torch's shape and dtype and is within {TOLERANCE:.0e} of it. Compared: {part} also went to "
+        f"torch.onnx.export, with dynamo=True (right where it is with one of {', '.join(DYNAMIC)}) and with "
+        f"dynamo=False. {versions}."
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print, and write README's table if nothing was left out. Gives 1 where seqexport got one wrong."""
+    parser = Parser(prog="python -m training.coverage", description="Measure README's coverage table.")
+    parser.add_argument(
+        "--peers-every",
+        type=int,
+        default=5,
+        metavar="N",
+        help="torch.onnx does one in N of each row (default: %(default)s)",
+    )
+    parser.add_argument("--processes", type=int, default=2, help="how many work at once (default: %(default)s)")
+    parser.add_argument("--only", default="", metavar="TEXT", help="configurations whose description has it in it")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="begin nothing after so many seconds")
+    options = parser.parse_args(argv)
+    whole = [*grid(), *singles()]
+    configurations = [one for one in whole if options.only in str(one)]
+    if options.peers_every < 1 or options.processes < 1:
+        parser.error("--peers-every and --processes take a whole number from 1")
+    if not configurations:
+        parser.error(f"no configuration has {options.only!r} in its description, such as '{whole[0]}'")
+    compared = set(sampled(configurations, options.peers_every))
+    order = np.random.default_rng(0).permutation(len(configurations))  # so that what is done and what is left are alike
+    shuffled = [configurations[index] for index in order]
+    tasks = [(one, column) for one in shuffled for column in COLUMNS if column == "seqexport" or one in compared]
+    results = measure(tasks, options.processes, options.seconds)
+    text = table(configurations, results)
+    print(details(configurations, results), text, sep="\n\n")
+    if len(results) == len(tasks) and configurations == whole:
+        write_block(ROOT / "README.md", "coverage", f"{text}\n\n{footnote(options.peers_every)}")
+    else:
+        print("coverage: README.md is left as it is, since this is not the whole.", file=sys.stderr)
+    return 0 if all(outcome.right for (_, column), outcome in results.items() if column == "seqexport") else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
