@@ -53,6 +53,12 @@ SELECTION = pairwise(grid())
 GROUPS = grouped(grid())
 
 
+def thinned(name, group):
+    """A group with a mark: every fourth is slow, which CI runs; all of them take half an hour and more."""
+    slow = list(GROUPS).index(name) % 4 == 0
+    return pytest.param(group, id=name, marks=[pytest.mark.slow if slow else pytest.mark.whole])
+
+
 def test_the_grid_is_every_combination_once():
     configurations = grid()
     assert len(set(configurations)) == len({str(one) for one in configurations}) == len(configurations)
@@ -74,8 +80,7 @@ def test_every_two_options_together_are_right(configuration):
     assert outcome.right, outcome.note
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("configurations", GROUPS.values(), ids=GROUPS)
+@pytest.mark.parametrize("configurations", [thinned(name, group) for name, group in GROUPS.items()])
 def test_every_configuration_is_right(configurations):
     outcomes = {one: check(one, "seqexport") for one in configurations}
     assert [f"{one}: {outcome.note}" for one, outcome in outcomes.items() if not outcome.right] == []
@@ -128,9 +133,12 @@ def test_a_process_that_ends_makes_one_export_wrong():
 
 
 def rows(text):
-    """The table's rows: name → its numbers."""
+    """The table's rows: name → the number of configurations, and (right, measured) for each exporter."""
     lines = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
-    return {name: [int(number.replace(",", "")) for number in numbers] for name, *numbers in lines[1:]}
+    return {
+        name: [int(count.replace(",", "")), *(tuple(map(int, cell.replace(",", "").split(" of "))) for cell in cells)]
+        for name, count, *cells in lines[1:]
+    }
 
 
 def test_the_table_counts():
@@ -141,21 +149,19 @@ def test_the_table_counts():
     results |= {(one, "torch.onnx, dynamo=False"): Outcome(True, 0.0, "", 0.1) for one in compared}
     found = rows(table(configurations, results))
     shallow = sum(one.layers < 3 for one in compared if one.kind == "GRU, padded")
-    assert found["GRU, padded"] == [80, 48, 20, shallow, 0, 20]
-    assert found["unbatched input"] == [10, 10, 10, 10, 0, 10]
-    assert found["**all**"][:3] == [3618, 3600 * 3 // 5 + 18, len(compared)]
+    assert found["GRU, padded"] == [80, (48, 80), (0, 12), (12, 12), (shallow, 12)]
+    assert found["unbatched input"] == [10, (10, 10), (0, 10), (10, 10), (10, 10)]
+    assert found["**all**"][:3] == [3618, (3600 * 3 // 5 + 18, 3618), (0, len(compared))]
 
 
-def test_readme_counts_the_grid_and_all_of_it_is_right():
+def test_readme_counts_the_grid_and_all_that_was_measured_is_right():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     block = re.search(r"<!-- measured: coverage -->\n(.*?)<!-- end -->", text, re.DOTALL)
     found = rows(block[1])
     totals = {kind: len(group) for kind, group in kinds([*grid(), *singles()]).items()}
     totals["**all**"] = sum(totals.values())
-    assert {kind: numbers[0] for kind, numbers in found.items()} == totals
-    assert {kind: numbers[1] for kind, numbers in found.items()} == totals
-    for compared, ours, *peers in (numbers[2:] for numbers in found.values()):
-        assert ours == compared
-        assert all(right <= compared for right in peers)
-    *parts, whole = found.values()
-    assert [sum(column) for column in zip(*parts, strict=True)] == whole
+    assert {kind: count for kind, (count, *_) in found.items()} == totals
+    for count, ours, dynamo, old, shared in found.values():
+        assert ours[0] == ours[1] >= min(count, coverage.LEAST)
+        assert shared[0] == shared[1] == dynamo[1] == old[1] >= min(count, coverage.LEAST)
+        assert ours[1] >= shared[1]
