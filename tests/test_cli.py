@@ -103,6 +103,44 @@ def test_inspect_tells_of_checkpoints_and_onnx_files(exported, capsys):
     assert "float32[batch,time,1]" in capsys.readouterr().out
 
 
+def test_inspect_tells_of_what_can_not_be_exported(tmp_path, capsys):
+    net = nn.GRU(3, 8)
+    nn.init.constant_(net.bias_hh_l0[:5], float("nan"))
+    torch.save({"net": {**net.state_dict(prefix="a."), "steps": torch.tensor(3)}, "epoch": 1}, tmp_path / "x.pt")
+    assert cli.main(["inspect", str(tmp_path / "x.pt"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["exports as"].startswith("nothing, as it is: ") and "5 values that are NaN" in found["exports as"]
+    assert found["weights"]["a.bias_hh_l0"]["nan"] == 5
+    assert found["weights"]["a.weight_ih_l0"] | {"min": 0, "max": 0} == {
+        "dtype": "float32", "shape": [24, 3], "min": 0, "max": 0, "nan": 0, "infinite": 0
+    }  # fmt: skip
+    weight = net.weight_ih_l0.detach()
+    assert found["weights"]["a.weight_ih_l0"]["max"] == pytest.approx(weight.max().item())
+    assert found["parameters"] == sum(parameter.numel() for parameter in net.parameters()) + 1
+    assert cli.main(["inspect", str(tmp_path / "x.pt")]) == 0
+    shown = capsys.readouterr().out
+    assert "bias_hh_l0  float32[24], " in shown and "5 NaN" in shown
+    torch.save(nn.Linear(2, 3).state_dict(), tmp_path / "linear.pt")
+    assert cli.main(["inspect", str(tmp_path / "linear.pt")]) == 0
+    assert "holds no recurrent net" in capsys.readouterr().out
+
+
+def test_inspect_opens_no_other_file_than_the_one_asked_for(exported, tmp_path, capsys):
+    model = onnx.load(exported["gru"].with_suffix(".onnx"))
+    secret = tmp_path / "secret"
+    secret.write_bytes(bytes(10**6))
+    for tensor in model.graph.initializer:
+        if len(tensor.raw_data) > 1000:
+            tensor.ClearField("raw_data")
+            tensor.data_location = onnx.TensorProto.EXTERNAL
+            tensor.external_data.add(key="location", value="../secret")
+    (tmp_path / "in").mkdir()
+    onnx.save_model(model, tmp_path / "in" / "net.onnx")
+    secret.unlink()
+    assert cli.main(["inspect", str(tmp_path / "in" / "net.onnx")]) == 0
+    assert "GRU" in capsys.readouterr().out
+
+
 def test_inspect_shows_the_beginning_of_a_vocabulary_and_no_control_characters(tmp_path, capsys):
     path = save_generator(
         tmp_path / "net.pt",

@@ -280,6 +280,17 @@ def test_an_exports_destination_is_checked(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_folder_that_can_not_be_written_is_said_before_anything_else(tmp_path, monkeypatch):
+    path = save_forecaster(tmp_path / "net.pt")
+    # The tests may run as root, to whom every folder is writable; so the answer is made up.
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(FileError, match="is not writable: change its permissions"):
+        seqexport.export(path)
+    with pytest.raises(FileError, match="is not writable"):
+        seqexport.export(MakesItsOwnState(), tmp_path / "net.onnx", inputs={"x": "float32[batch,time,4]"})
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_a_full_disk_leaves_the_older_files(tmp_path, monkeypatch):
     path = save_forecaster(tmp_path / "net.pt")
     seqexport.export(path)
