@@ -16,12 +16,12 @@ STATE = "(float32[2,batch,6], float32[2,batch,6])"
 
 
 @written({"x": X}, "[batch,3]", how="zeros")
-@written({"x": X}, "[batch,3]", how="to")
-@written({"x": X}, "[batch,3]", how="device")
+@written({"x": X}, "[batch,3]", how="to", slow=True)
+@written({"x": X}, "[batch,3]", how="device", slow=True)
 @written({"x": X}, "[batch,3]", how="new_zeros")
-@written({"x": X}, "[batch,3]", how="zeros_like")
-@written({"x": X}, "[batch,3]", how="variable")
-@written({"x": X}, "[batch,3]", how="tensor")
+@written({"x": X}, "[batch,3]", how="zeros_like", slow=True)
+@written({"x": X}, "[batch,3]", how="variable", slow=True)
+@written({"x": X}, "[batch,3]", how="tensor", slow=True)
 @written({"x": X}, "[batch,3]", how="of_a_parameter")
 @written({"x": X}, "[batch,3]", how="learned")
 @written({"x": X}, "[batch,3]", how="attribute")
@@ -89,7 +89,7 @@ class StateOfBothDirections(nn.Module):
 
 
 @written({"tokens": TOKENS, "hidden": STATE}, "[batch,time,20]", "[2,batch,6]", "[2,batch,6]", how="contiguous")
-@written({"tokens": TOKENS, "hidden": STATE}, "[?,20]", "[2,batch,6]", "[2,batch,6]", how="flat")
+@written({"tokens": TOKENS, "hidden": STATE}, "[?,20]", "[2,batch,6]", "[2,batch,6]", how="flat", slow=True)
 @written({"tokens": TOKENS}, "[batch,time,20]", "[2,batch,6]", "[2,batch,6]", how="left_out")
 class LanguageModel(nn.Module):
     def __init__(self, how):
@@ -147,7 +147,7 @@ class OptionalLengths(nn.Module):
 
 
 @written({"tokens": TOKENS, "state": "float32[1,batch,6]"}, "[batch,time,6]", "[1,batch,6]", given=True)
-@written({"tokens": TOKENS}, "[batch,time,6]", "[1,batch,6]", given=False)
+@written({"tokens": TOKENS}, "[batch,time,6]", "[1,batch,6]", given=False, slow=True)
 class KeywordOnly(nn.Module):
     def __init__(self, given):
         super().__init__()
@@ -291,9 +291,9 @@ class Named(typing.NamedTuple):
 
 @written({"x": X}, "logits[batch,time,6]", "state_h[1,batch,6]", "state_c[1,batch,6]", how="dict")
 @written({"x": X}, "logits[batch,time,6]", "states_0[1,batch,6]", "states_1[1,batch,6]", how="dataclass")
-@written({"x": X}, "[batch,time,6]", "[1,batch,6]", "[1,batch,6]", how="named_tuple")
+@written({"x": X}, "[batch,time,6]", "[1,batch,6]", "[1,batch,6]", how="named_tuple", slow=True)
 @written({"x": X}, "[batch,time,6]", "[1,batch,6]", "[1,batch,6]", how="nested")
-@written({"x": X}, "[batch,time,6]", "[1,batch,6]", "[1,batch,6]", how="list")
+@written({"x": X}, "[batch,time,6]", "[1,batch,6]", "[1,batch,6]", how="list", slow=True)
 @written({"x": X}, "[batch,time,6]", "[1,batch,6]", "[1,batch,6]", how="none")
 class Results(nn.Module):
     def __init__(self, how):
@@ -317,7 +317,7 @@ class Results(nn.Module):
 
 
 @written({"x": "float32[batch,5]", "h": "float32[batch,6]"}, "[batch,3]", "[batch,6]", cell="GRUCell")
-@written({"x": "float32[batch,5]", "h": "float32[batch,6]"}, "[batch,3]", "[batch,6]", cell="RNNCell")
+@written({"x": "float32[batch,5]", "h": "float32[batch,6]"}, "[batch,3]", "[batch,6]", cell="RNNCell", slow=True)
 @written(
     {"x": "float32[batch,5]", "h": "(float32[batch,6],float32[batch,6])"},
     "[batch,3]",

@@ -11,7 +11,7 @@ from written import LENGTHS, TOKENS, X, written
 # Convolutions before the recurrence
 
 
-@written({"x": X, "lengths": LENGTHS}, "[batch,?,4]", packed=False)
+@written({"x": X, "lengths": LENGTHS}, "[batch,?,4]", packed=False, slow=True)
 @written({"x": X, "lengths": LENGTHS}, "[batch,?,4]", "[batch]", packed=True)
 class StridedSpeech(nn.Module):
     """Every second step after a convolution over the features' steps; the lengths follow."""
@@ -34,7 +34,7 @@ class StridedSpeech(nn.Module):
 
 
 @written({"spectrogram": "float32[batch,16,time]"}, "[?,batch,6]", how="view")
-@written({"spectrogram": "float32[batch,16,time]"}, "[batch,?,6]", how="flatten")
+@written({"spectrogram": "float32[batch,16,time]"}, "[batch,?,6]", how="flatten", slow=True)
 class DeepSpeech(nn.Module):
     """Two-dimensional convolutions over frequency and time, whose channels and frequencies become features."""
 
@@ -206,7 +206,7 @@ class SeveralEmbeddings(nn.Module):
 
 
 @written({"tokens": "int64[batch,time,4]{0..19}"}, "[batch,3]", how="mean")
-@written({"tokens": "int64[batch,time,4]{0..19}"}, "[batch,3]", how="sum")
+@written({"tokens": "int64[batch,time,4]{0..19}"}, "[batch,3]", how="sum", slow=True)
 @written({"tokens": "int64[batch,time,4]{0..19}"}, "[batch,3]", how="embedding")
 class BagAtEveryStep(nn.Module):
     """Several features a step, whose embeddings are summed or averaged."""
@@ -228,7 +228,7 @@ class BagAtEveryStep(nn.Module):
 
 
 @written({"tokens": TOKENS}, "[batch,time,20]", how="tied")
-@written({"tokens": TOKENS}, "[batch,time,20]", how="functional")
+@written({"tokens": TOKENS}, "[batch,time,20]", how="functional", slow=True)
 class TiedWeights(nn.Module):
     def __init__(self, how):
         super().__init__()
@@ -292,7 +292,7 @@ class LayerNormBetween(nn.Module):
 
 
 @written({"x": X}, "[batch,time,6]", how="permute")
-@written({"x": X}, "[batch,time,6]", how="view")
+@written({"x": X}, "[batch,time,6]", how="view", slow=True)
 class BatchNormBetween(nn.Module):
     def __init__(self, how):
         super().__init__()
@@ -421,8 +421,8 @@ class WeightDrop(nn.Module):
         return self.module(*args)
 
 
-@written({"tokens": "int64[time,batch]{0..19}"}, "[time,batch,20]", weight_drop="")
-@written({"tokens": "int64[time,batch]{0..19}"}, "[time,batch,20]", weight_drop="clone")
+@written({"tokens": "int64[time,batch]{0..19}"}, "[time,batch,20]", weight_drop="", slow=True)
+@written({"tokens": "int64[time,batch]{0..19}"}, "[time,batch,20]", weight_drop="clone", slow=True)
 @written({"tokens": "int64[time,batch]{0..19}"}, "[time,batch,20]", weight_drop="dropout")
 class RegularisedLanguageModel(nn.Module):
     def __init__(self, weight_drop):
@@ -460,14 +460,16 @@ class WeightNorm(nn.Module):
 
 
 @written({"x": X, "lengths": LENGTHS}, "[batch,longest,6]", norm="new")
-@written({"x": X, "lengths": LENGTHS}, "[batch,longest,6]", norm="old", warns=".*weight_norm.* is deprecated")
+@written(
+    {"x": X, "lengths": LENGTHS}, "[batch,longest,6]", norm="old", warns=".*weight_norm.* is deprecated", slow=True
+)
 class PackedWeightNorm(WeightNorm):
     def forward(self, x, lengths):
         packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
         return pad_packed_sequence(self.lstm(packed)[0], batch_first=True)[0]
 
 
-@written({"x": X}, "[batch,time,6]", norm="new")
+@written({"x": X}, "[batch,time,6]", norm="new", slow=True)
 @written({"x": X}, "[batch,time,6]", norm="old", warns=".*spectral_norm.* is deprecated")
 class SpectralNorm(nn.Module):
     def __init__(self, norm):
@@ -531,7 +533,7 @@ class Nested(nn.Module):
 
 
 @written({"x": X}, "[batch,time,6]", chosen="lstm")
-@written({"x": X}, "[batch,time,6]", chosen="gru")
+@written({"x": X}, "[batch,time,6]", chosen="gru", slow=True)
 class Chosen(nn.Module):
     def __init__(self, chosen):
         super().__init__()

@@ -12,7 +12,7 @@ SOURCE_LENGTHS = {"source": SOURCE["source"], "lengths": "int64[batch]{1..source
 
 
 @written(SOURCE, "[batch,target,20]", cell="LSTM")
-@written(SOURCE, "[batch,target,20]", cell="GRU")
+@written(SOURCE, "[batch,target,20]", cell="GRU", slow=True)
 class EncoderDecoder(nn.Module):
     """The decoder reads the target that a teacher gives, from the encoder's last state on."""
 
@@ -29,7 +29,7 @@ class EncoderDecoder(nn.Module):
         return self.out(output)
 
 
-@written(SOURCE_LENGTHS, "[batch,target,20]", attention="none")
+@written(SOURCE_LENGTHS, "[batch,target,20]", attention="none", slow=True)
 @written(SOURCE_LENGTHS, "[batch,target,20]", attention="dot")
 @written(SOURCE_LENGTHS, "[batch,target,20]", attention="additive")
 class Translator(nn.Module):
@@ -67,7 +67,7 @@ class Translator(nn.Module):
 
 
 @written(SOURCE, "[batch,target,20]", cell="LSTM")
-@written(SOURCE, "[batch,target,20]", cell="GRU")
+@written(SOURCE, "[batch,target,20]", cell="GRU", slow=True)
 class DeepBridge(nn.Module):
     """A deep encoder in both directions, whose states are put side by side, layer by layer, for the decoder."""
 
@@ -94,6 +94,7 @@ class DeepBridge(nn.Module):
     {"features": "float32[batch,8]", "tokens": TOKENS, "lengths": LENGTHS},
     "[batch,?,20]",
     start="first_step",
+    slow=True,
 )
 @written(
     {"features": "float32[batch,8]", "tokens": TOKENS, "lengths": LENGTHS},
@@ -126,7 +127,7 @@ class Captioner(nn.Module):
 
 
 @written({"x": X}, "[batch,time,5]", how="repeat")
-@written({"x": X}, "[batch,time,5]", how="expand")
+@written({"x": X}, "[batch,time,5]", how="expand", slow=True)
 class Autoencoder(nn.Module):
     """The whole series in one vector, and the series again from that vector, given at every step."""
 
@@ -187,7 +188,7 @@ class FeedsItselfAFewSteps(nn.Module):
 
 
 @written({"left": "int64[batch,left]{0..19}", "right": "int64[batch,right]{0..19}"}, "[batch]", how="manhattan")
-@written({"left": "int64[batch,left]{0..19}", "right": "int64[batch,right]{0..19}"}, "[batch]", how="cosine")
+@written({"left": "int64[batch,left]{0..19}", "right": "int64[batch,right]{0..19}"}, "[batch]", how="cosine", slow=True)
 class Siamese(nn.Module):
     def __init__(self, how):
         super().__init__()
@@ -217,7 +218,7 @@ class WordAttention(nn.Module):
 
 
 @written({"tokens": "int64[batch,sentences,words]{0..19}"}, "[batch,3]", how="view")
-@written({"tokens": "int64[batch,sentences,words]{0..19}"}, "[batch,3]", how="flatten")
+@written({"tokens": "int64[batch,sentences,words]{0..19}"}, "[batch,3]", how="flatten", slow=True)
 class Hierarchical(nn.Module):
     """Words, then sentences: the groups are laid flat for the words' net."""
 
@@ -281,7 +282,7 @@ class ReversedByHand(nn.Module):
 
 
 @written({"x": TIME_MAJOR}, "[time,batch,12]", how="flip")
-@written({"x": TIME_MAJOR}, "[time,batch,12]", how="index")
+@written({"x": TIME_MAJOR}, "[time,batch,12]", how="index", slow=True)
 class BothDirectionsByHand(nn.Module):
     def __init__(self, how):
         super().__init__()
@@ -313,7 +314,7 @@ class Path(nn.Module):
 
 
 @written({"x": "float32[batch,4,time,bands]"}, "[batch,4,time,bands]", how="view")
-@written({"x": "float32[batch,4,time,bands]"}, "[batch,4,time,bands]", how="reshape")
+@written({"x": "float32[batch,4,time,bands]"}, "[batch,4,time,bands]", how="reshape", slow=True)
 class DualPath(nn.Module):
     """Along time within each band, then along the bands within each step."""
 

@@ -24,7 +24,7 @@ class LastStep(nn.Module):
 
 
 @written({"x": TIME_MAJOR}, "[batch,3]", last="output")
-@written({"x": TIME_MAJOR}, "[batch,3]", last="hidden")
+@written({"x": TIME_MAJOR}, "[batch,3]", last="hidden", slow=True)
 @written({"x": TIME_MAJOR}, "[batch,3]", last="squeeze")
 class TimeMajorLast(nn.Module):
     def __init__(self, last):
@@ -41,10 +41,10 @@ class TimeMajorLast(nn.Module):
 
 @written({"tokens": TOKENS}, "[batch,1]", how="cat")
 @written({"tokens": TOKENS}, "[batch,1]", how="view")
-@written({"tokens": TOKENS}, "[batch,1]", how="permute")
-@written({"tokens": TOKENS}, "[batch,1]", how="transpose")
+@written({"tokens": TOKENS}, "[batch,1]", how="permute", slow=True)
+@written({"tokens": TOKENS}, "[batch,1]", how="transpose", slow=True)
 @written({"tokens": TOKENS}, "[batch,1]", how="halves")
-@written({"tokens": TOKENS}, "[batch,1]", how="chunk")
+@written({"tokens": TOKENS}, "[batch,1]", how="chunk", slow=True)
 class BothEnds(nn.Module):
     """The last hidden states of both directions, put together in the ways that are around."""
 
@@ -80,7 +80,7 @@ class BothEnds(nn.Module):
 
 @written({"tokens": TOKENS, "lengths": LENGTHS}, "[batch,1]", given="cpu")
 @written({"tokens": TOKENS, "lengths": LENGTHS}, "[batch,1]", given="tolist")
-@written({"tokens": TOKENS, "lengths": LENGTHS}, "[batch,1]", given="numpy")
+@written({"tokens": TOKENS, "lengths": LENGTHS}, "[batch,1]", given="numpy", slow=True)
 class PackedSentiment(nn.Module):
     def __init__(self, given):
         super().__init__()
@@ -127,8 +127,8 @@ class LengthsFromPadding(nn.Module):
 @written({"x": X, "lengths": LENGTHS}, "[batch,3]", how="arange")
 @written({"x": X, "lengths": LENGTHS}, "[batch,3]", how="gather")
 @written({"x": X, "lengths": LENGTHS}, "[batch,3]", how="view")
-@written({"x": X, "lengths": LENGTHS}, "[batch,3]", how="flat")
-@written({"x": X, "lengths": LENGTHS}, "[batch,3]", how="mask")
+@written({"x": X, "lengths": LENGTHS}, "[batch,3]", how="flat", slow=True)
+@written({"x": X, "lengths": LENGTHS}, "[batch,3]", how="mask", slow=True)
 class LastValidStep(nn.Module):
     def __init__(self, how):
         super().__init__()
@@ -158,7 +158,7 @@ class LastValidStep(nn.Module):
 
 
 @written({"x": X, "lengths": LENGTHS}, "[batch,12]", how="sum")
-@written({"x": X, "lengths": LENGTHS}, "[batch,12]", how="float")
+@written({"x": X, "lengths": LENGTHS}, "[batch,12]", how="float", slow=True)
 @written({"x": X, "lengths": LENGTHS}, "[batch,12]", how="packed")
 @written({"x": X, "lengths": LENGTHS}, "[batch,12]", how="longest")
 class MaskedMean(nn.Module):
@@ -184,7 +184,7 @@ class MaskedMean(nn.Module):
 
 
 @written({"x": X, "lengths": LENGTHS}, "[batch,6]", how="max")
-@written({"x": X, "lengths": LENGTHS}, "[batch,6]", how="amax")
+@written({"x": X, "lengths": LENGTHS}, "[batch,6]", how="amax", slow=True)
 @written({"x": X, "lengths": LENGTHS}, "[batch,6]", how="longest")
 class MaskedMax(nn.Module):
     def __init__(self, how):
@@ -204,7 +204,7 @@ class MaskedMax(nn.Module):
 
 
 @written({"x": X, "lengths": LENGTHS}, "[batch,6]", how="tensor")
-@written({"x": X, "lengths": LENGTHS}, "[batch,6]", how="item")
+@written({"x": X, "lengths": LENGTHS}, "[batch,6]", how="item", slow=True)
 @written({"x": X, "lengths": LENGTHS}, "[batch,6]", how="slice")
 class MaskToTheLongest(nn.Module):
     """A mask as long as the longest row, where the batch may be padded further."""
@@ -224,10 +224,10 @@ class MaskToTheLongest(nn.Module):
 
 
 @written({"x": X}, "[batch,12]", how="max_pool1d")
-@written({"x": X}, "[batch,12]", how="avg_pool1d")
-@written({"x": X}, "[batch,12]", how="avg_pool2d")
+@written({"x": X}, "[batch,12]", how="avg_pool1d", slow=True)
+@written({"x": X}, "[batch,12]", how="avg_pool2d", slow=True)
 @written({"x": X}, "[batch,12]", how="adaptive")
-@written({"x": X}, "[batch,12]", how="module")
+@written({"x": X}, "[batch,12]", how="module", slow=True)
 class PooledOverTime(nn.Module):
     """Pooling layers made for convolutions, over the steps."""
 
@@ -303,7 +303,7 @@ class AttentionClassifier(nn.Module):
 
 
 @written({"x": X, "mask": "float32[batch,time]"}, "[batch,12]", kind="float32")
-@written({"x": X, "mask": "bool[batch,time]"}, "[batch,12]", kind="bool")
+@written({"x": X, "mask": "bool[batch,time]"}, "[batch,12]", kind="bool", slow=True)
 class AttentionByGivenMask(nn.Module):
     def __init__(self, kind):
         super().__init__()
@@ -354,9 +354,9 @@ class StructuredSelfAttention(nn.Module):
 
 
 @written({"x": X, "lengths": LENGTHS}, "[batch,time,12]", how="padding")
-@written({"x": X, "lengths": LENGTHS}, "[batch,time,12]", how="causal")
+@written({"x": X, "lengths": LENGTHS}, "[batch,time,12]", how="causal", slow=True)
 @written({"x": X, "lengths": LENGTHS}, "[batch,time,12]", how="product")
-@written({"x": X, "lengths": LENGTHS}, "[batch,time,12]", how="transformer")
+@written({"x": X, "lengths": LENGTHS}, "[batch,time,12]", how="transformer", slow=True)
 class SelfAttentionOnTop(nn.Module):
     def __init__(self, how):
         super().__init__()
@@ -386,7 +386,7 @@ class SelfAttentionOnTop(nn.Module):
 
 
 @written({"tokens": TOKENS, "lengths": LENGTHS}, "[batch,3]", "[batch,longest,6]", gather=False)
-@written({"tokens": TOKENS, "lengths": LENGTHS}, "[batch,3]", "[batch,longest,6]", gather=True)
+@written({"tokens": TOKENS, "lengths": LENGTHS}, "[batch,3]", "[batch,longest,6]", gather=True, slow=True)
 class SortsItself(nn.Module):
     """Sorting, packing and unsorting by hand, as before enforce_sorted was there."""
 

@@ -8,6 +8,7 @@ it on a machine that does nothing else (about three minutes); the reviews are fe
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import logging
@@ -347,30 +348,46 @@ def measure_command(folder: Path) -> tuple[str, list[str]]:
     return f"```\n$ python {' '.join(arguments)}\n{shown}\n```", [row]
 
 
-def main() -> int:
-    """Measure, print and write README's table."""
+def measure_runs() -> str:
+    """README's table of the shipped models' speed."""
     folder = ROOT / "exported" / "sunspots-gru"
+    rows = [*measure_forecast(folder, 1), *measure_forecast(folder, 200)]
+    for language in ("en", "zh"):
+        rows += measure_generate(ROOT / "exported" / f"characters-{language}")
+    for language in ("en", "zh"):
+        rows += measure_classify(ROOT / "exported" / f"sentiment-{language}", reviews(f"reviews-{language}"))
+    return _table(rows, "The shipped models (forecasts: the GRU)")
+
+
+def _table(rows: Sequence[str], what: str) -> str:
+    machine = (
+        f"{what}, one thread, {_processor()}, torch {version('torch')}, onnxruntime {version('onnxruntime')}; "
+        "the last column is the time as a multiple of the first row's of its kind."
+    )
+    return "\n".join(["| what | by | median | × |", "|---|---|---|---|", *rows, "", machine])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print and write README's tables."""
+    parser = argparse.ArgumentParser(prog="python -m training.measure", description="Measure README's tables of speed.")
+    parser.add_argument("--only", choices=("runs", "export"), help="the shipped models' runs, or exporting, alone")
+    only = parser.parse_args(arguments).only
+    readme, folder = ROOT / "README.md", ROOT / "exported" / "sunspots-gru"
     try:
-        rows = [*measure_forecast(folder, 1), *measure_forecast(folder, 200)]
-        for language in ("en", "zh"):
-            rows += measure_generate(ROOT / "exported" / f"characters-{language}")
-        for language in ("en", "zh"):
-            rows += measure_classify(ROOT / "exported" / f"sentiment-{language}", reviews(f"reviews-{language}"))
-        rows += measure_export(folder)
-        shown, row = measure_command(folder)
-        rows += row
-        machine = (
-            f"The shipped models (forecasts and export: the GRU), one thread, {_processor()}, "
-            f"torch {version('torch')}, onnxruntime {version('onnxruntime')}; "
-            "the last column is the time as a multiple of the first row's of its kind."
-        )
-        table = "\n".join(["| what | by | median | × |", "|---|---|---|---|", *rows, "", machine])
-        write_block(ROOT / "README.md", "speed", table)
-        write_block(ROOT / "README.md", "command", shown)
+        if only != "export":
+            table = measure_runs()
+            write_block(readme, "speed", table)
+            print(table)
+        if only != "runs":
+            rows = measure_export(folder)
+            shown, row = measure_command(folder)
+            table = _table([*rows, *row], "Five nets, untrained but the first")
+            write_block(readme, "export", table)
+            write_block(readme, "command", shown)
+            print(table)
     except seqexport.SeqExportError as error:
         print(f"measure: {error}", file=sys.stderr)
         return error.exit_code
-    print(table)
     return 0
 
 
