@@ -185,7 +185,8 @@ def _initializer(tensor: Any) -> dict[str, Any]:
         raise FileError(f"The tensor {tensor.name!r} is damaged ({error}): export the model again.") from error
     if values.dtype.kind not in "fiub":
         return {**_summary(np.empty(0), dtype), "shape": list(tensor.dims)}
-    return _summary(values.astype(np.float64) if values.dtype.kind == "f" else values, dtype)
+    with np.errstate(invalid="ignore"):  # a NaN of a kind that processors signal is a NaN all the same
+        return _summary(values.astype(np.float64) if values.dtype.kind == "f" else values, dtype)
 
 
 def _nodes(graph: Any, tensors: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -258,7 +258,7 @@ def test_a_python_loop_over_time_is_refused_and_not_frozen(tmp_path):
     [
         ({"x": "float32[batch,time,5]"}, r"forward does not take x: float32\[batch,time,5\]"),
         ({"y": "float32[batch,time,4]"}, "has no argument 'y'"),
-        ({}, "no inputs"),
+        ({}, "also needs 'x'"),
         (None, "specs of its inputs"),
     ],
 )
