@@ -82,6 +82,17 @@ class Visit:
         """The texts of both columns of the Characters tab."""
         return self.page.eval_on_selector_all(".written", "columns => columns.map(c => c.textContent)")
 
+    def settled(self, still: int = 1500, within: float = 20.0) -> list[str]:
+        """The texts of both columns, once they have not changed for `still` milliseconds: a slow machine goes on
+        showing what was on its way."""
+        end = time.monotonic() + within
+        while time.monotonic() < end:
+            before = self.written()
+            self.page.wait_for_timeout(still)
+            if self.written() == before:
+                return before
+        raise AssertionError(f"the texts still grew after {within} s; now they are {before}")
+
     def sampled(self, until: str, seconds: float = 60.0) -> list[list[int]]:
         """The lengths of both texts, again and again, until the result says `until`."""
         samples, end = [], time.monotonic() + seconds
@@ -277,11 +288,7 @@ def test_stop_stops_both_columns_and_one_can_start_again(browser: "sync_api.Brow
     assert write.is_disabled()
     visit.press("Stop")
     visit.sampled(until="Stopped")
-    visit.page.wait_for_timeout(500)  # what was on its way when Stop was pressed
-    before = visit.written()
-    visit.page.wait_for_timeout(1500)
-    assert visit.written() == before
-    assert all(20 < len(text) < 2006 for text in before)
+    assert all(20 < len(text) < 2006 for text in visit.settled())
     assert write.is_enabled()
     assert stop.is_disabled()
     assert "times as" not in visit.page.locator("#characters-result").inner_text()

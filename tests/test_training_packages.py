@@ -50,7 +50,11 @@ def test_a_source_distribution_is_read_and_neither_unpacked_nor_run(tmp_path, mo
         packages._from_sdist(content, PackagedFile("p", "1", "p-1/p/link.txt", "", "p-1.tar.gz"))
 
 
-@pytest.mark.parametrize("content", [b"", b"no archive", sdist({"p-1/other": b""})[:-20]])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"no archive", sdist({"p-1/other": b""})[:-20]],
+    ids=["empty", "other bytes", "cut off"],  # workers must agree on names: a gzip archive has the time in it
+)
 def test_a_damaged_source_distribution_is_one_sentence(tmp_path, monkeypatch, content):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     done = packages.subprocess.CompletedProcess([], 0, stdout=content)
