@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import operator
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -15,7 +16,7 @@ import onnxscript.optimizer
 import torch
 from onnx_ir.passes import common as passes
 from onnxscript import opset20 as op
-from torch.onnx._internal.exporter import _registration
+from torch.onnx._internal.exporter import _fx_passes, _registration
 
 from seqexport import __version__, recurrent
 from seqexport.errors import UnsupportedError
@@ -70,7 +71,7 @@ def _softplus(x: Any, beta: float = 1.0, threshold: float = 20.0) -> Any:
 
 def _lower(program: torch.export.ExportedProgram, opset: int) -> ir.Model:
     try:
-        with quiet(), _translations_kept():
+        with quiet(), _translations_kept(), _decomposed_where_needed():
             exported = torch.onnx.export(
                 program,
                 dynamo=True,
@@ -129,6 +130,36 @@ def _translations_kept() -> Iterator[None]:
 
 
 _tables: dict[int, Any] = {}
+
+
+@contextlib.contextmanager
+def _decomposed_where_needed() -> Iterator[None]:
+    """torch.onnx traces every program a second time to take its operators apart, half of an export's time; while this
+    is active, only those with an operator that writes into its argument or that has no translation as it stands."""
+    original = _fx_passes.decompose_with_registry
+
+    def decompose(
+        program: torch.export.ExportedProgram, registry: _registration.ONNXRegistry
+    ) -> torch.export.ExportedProgram:
+        calls = (node.target for node in program.graph.nodes if node.op == "call_function")
+        if all(_translated_as_it_stands(target, registry) for target in calls):
+            return program
+        return original(program, registry)
+
+    _fx_passes.decompose_with_registry = decompose
+    try:
+        yield
+    finally:
+        _fx_passes.decompose_with_registry = original
+
+
+_LEFT_OUT = torch.ops.aten._assert_tensor_metadata.default  # torch.onnx drops it
+
+
+def _translated_as_it_stands(target: Any, registry: _registration.ONNXRegistry) -> bool:
+    schema = getattr(target, "_schema", None)
+    known = bool(registry.get_decomps(target)) or target in (operator.getitem, _LEFT_OUT)
+    return known and (schema is None or not schema.is_mutable)
 
 
 def _simplify(model: ir.Model) -> None:
