@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxscript.optimizer
+import sympy
 import torch
 from onnx_ir.passes import common as passes
 from onnxscript import opset20 as op
@@ -69,6 +70,22 @@ def _softplus(x: Any, beta: float = 1.0, threshold: float = 20.0) -> Any:
     return smooth if threshold >= 17 else op.Where(op.Greater(x, constant(threshold / beta)), x, smooth)
 
 
+def _cast(x: Any, dtype: int, non_blocking: bool = False, copy: bool = False, memory_format: int = -1) -> Any:
+    return op.Cast(x, to=dtype)
+
+
+def _square(x: Any) -> Any:
+    return op.Mul(x, x)
+
+
+# The last two are common, and torch.onnx knows them by other names only, for which it would trace a second time.
+_TRANSLATIONS: dict[Any, Any] = {
+    torch.ops.aten.softplus.default: _softplus,
+    torch.ops.aten.to.dtype: _cast,
+    torch.ops.aten.square.default: _square,
+}
+
+
 def _lower(program: torch.export.ExportedProgram, opset: int) -> ir.Model:
     try:
         with quiet(), _translations_kept(), _decomposed_where_needed():
@@ -78,7 +95,7 @@ def _lower(program: torch.export.ExportedProgram, opset: int) -> ir.Model:
                 opset_version=opset,
                 optimize=False,
                 verbose=False,
-                custom_translation_table=recurrent.translations() | {torch.ops.aten.softplus.default: _softplus},
+                custom_translation_table=recurrent.translations() | _TRANSLATIONS,
             )
     except Exception as error:  # torch.onnx raises many kinds
         raise UnsupportedError(_why(error, program)) from error
@@ -139,12 +156,17 @@ def _decomposed_where_needed() -> Iterator[None]:
     original = _fx_passes.decompose_with_registry
 
     def decompose(
-        program: torch.export.ExportedProgram, registry: _registration.ONNXRegistry
+        exported_program: torch.export.ExportedProgram, registry: _registration.ONNXRegistry
     ) -> torch.export.ExportedProgram:
-        calls = (node.target for node in program.graph.nodes if node.op == "call_function")
+        graphs = (
+            module.graph
+            for module in exported_program.graph_module.modules()
+            if isinstance(module, torch.fx.GraphModule)
+        )
+        calls = (node.target for graph in graphs for node in graph.nodes if node.op == "call_function")
         if all(_translated_as_it_stands(target, registry) for target in calls):
-            return program
-        return original(program, registry)
+            return exported_program
+        return original(exported_program, registry)
 
     _fx_passes.decompose_with_registry = decompose
     try:
@@ -236,7 +258,13 @@ def _values(graph: ir.Graph) -> Iterator[ir.Value]:
 def _renamed(dim: int | ir.SymbolicDim, symbols: Mapping[str, str]) -> int | str | None:
     if isinstance(dim, int) or dim.value is None:
         return dim if isinstance(dim, int) else None
-    return re.sub(r"[A-Za-z_]\w*", lambda match: symbols.get(match[0], match[0]), str(dim.value))
+    text = re.sub(r"[A-Za-z_]\w*", lambda match: symbols.get(match[0], match[0]), str(dim.value))
+    if "//" not in text or re.search(r"\w\(", text):
+        return text
+    # Sizes that torch told apart may have one name now, as in (batch*paths)//batch.
+    names = {name: sympy.Symbol(name, integer=True, positive=True) for name in re.findall(r"[A-Za-z_]\w*", text)}
+    simple = sympy.sympify(text, locals=names)
+    return str(simple) if simple.is_Symbol else text
 
 
 def _longest(graph: ir.Graph) -> dict[str, str]:

@@ -232,7 +232,7 @@ class Generate(Pipeline):
         # picks another token ten times as often as the rounding of the logits does.
         sharpness = 1 / temperature.double().clamp(min=COLDEST)
         count = torch.where(top_k > 0, top_k.clamp(max=size), size)
-        filtered = (top_k > 0) | (top_p < 1)
+        filtered = torch.logical_or(top_k > 0, top_p < 1)
 
         def step(carry: Carry, u: Tensor) -> tuple[Carry, Tensor]:
             y, state = read(carry[0], tuple(carry[1:]))
@@ -323,7 +323,7 @@ def _cumulative_of_likeliest(p: Tensor, count: Tensor, top_p: Tensor) -> Tensor:
     within = torch.where(torch.arange(p.shape[-1]) < count, ordered, 0.0)
     shares = within.cumsum(-1)
     # The first stays always; another one as long as those before it have less than the share asked for.
-    stays = (shares - within < top_p * shares[..., -1:]) & (within > 0)
+    stays = torch.logical_and(shares - within < top_p * shares[..., -1:], within > 0)
     least = torch.where(stays, ordered, ordered[..., :1]).amin(-1, keepdim=True)
     cumulative = torch.where(p >= least, p, 0.0).cumsum(-1)
     return cumulative / cumulative[..., -1:]

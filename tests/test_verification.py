@@ -255,8 +255,18 @@ def test_a_text_pipeline_that_does_something_else_is_caught(exported_texts, task
     assert not Report(tuple(exporter._verify_part(part, candidate, cases))).passed
 
 
-@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
-@pytest.mark.parametrize("options", [{"layers": 1}, {"layers": 3}, {"bidirectional": True, "layers": 1}], ids=str)
+@pytest.mark.parametrize(
+    ("cell", "options"),
+    [
+        pytest.param(cell, options, id=f"{cell} {options}", marks=[] if options in few else [pytest.mark.slow])
+        for cell, few in {
+            "rnn": [{"layers": 1}],
+            "gru": [{"bidirectional": True, "layers": 1}],
+            "lstm": [{"layers": 3}, {"bidirectional": True, "layers": 1}],
+        }.items()
+        for options in ({"layers": 1}, {"layers": 3}, {"bidirectional": True, "layers": 1})
+    ],
+)
 def test_text_pipelines_of_every_cell_are_exported_and_verified(tmp_path, cell, options):
     pooling = {"rnn": "last", "gru": "mean", "lstm": "max"}[cell]  # the others: tests/test_pipelines.py
     report = seqexport.export(save_classifier(tmp_path / "c.pt", cell, pooling=pooling, **options))
