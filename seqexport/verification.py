@@ -122,6 +122,48 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class Property:
+    """Something that holds for every input, and how it came out over its trials.
+
+    claim: what is held, in a sentence. error: the worst; allowed: how much may be, for the reason beside it. applies:
+    whether torch itself has the property; where it has not, nothing is asked of the file.
+    notes: what a person should know. curves: what is on the axis ("steps"), and a line for each name.
+    """
+
+    part: str
+    name: str
+    claim: str
+    trials: int
+    error: float
+    allowed: float = TOLERANCE
+    reason: str = "the tolerance for float32"
+    applies: bool = True
+    notes: tuple[str, ...] = ()
+    curves: Mapping[str, Sequence[float]] = field(default_factory=dict)
+
+    @property
+    def held(self) -> bool:
+        """Whether it holds; written so that NaN does not."""
+        return not self.applies or (self.trials > 0 and self.error <= self.allowed)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON types."""
+        curves = {name: [_plain(float(value)) for value in line] for name, line in self.curves.items()}
+        plain = {"error": _plain(self.error), "notes": list(self.notes), "curves": curves}
+        return {**vars(self), **plain, "held": self.held}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What both runtimes gave for the same input, to be looked at side by side: texts, or lines of numbers."""
+
+    part: str
+    about: str
+    torch: Any
+    onnxruntime: Any
+
+
+@dataclass(frozen=True)
 class WrittenFile:
     """A file that was written: bytes, opset, and nodes (those of loop bodies among them)."""
 
@@ -134,7 +176,9 @@ class WrittenFile:
 
 @dataclass(frozen=True)
 class Report:
-    """What was found, written and compared.
+    """What was found, written and compared; properties and samples of a thorough verification.
+
+    identity: the checkpoint's sha256 and the versions of what made and what read the file.
 
     Errors are |a - b| / max(1, max|reference|), torch being the reference.
     """
@@ -147,11 +191,15 @@ class Report:
     unused: tuple[str, ...] = ()
     files: tuple[WrittenFile, ...] = ()
     seconds: float = 0.0
+    properties: tuple[Property, ...] = ()
+    samples: tuple[Sample, ...] = ()
+    identity: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
-        """Whether there were cases, and every one is within the tolerance."""
-        return bool(self.outcomes) and all(outcome.passed(self.tolerance) for outcome in self.outcomes)
+        """Whether there were cases, every one is within the tolerance, and every property that was tried holds."""
+        agrees = bool(self.outcomes) and all(outcome.passed(self.tolerance) for outcome in self.outcomes)
+        return agrees and all(tried.held for tried in self.properties)
 
     @property
     def max_abs_error(self) -> float:
@@ -210,6 +258,9 @@ class Report:
                 }
                 for outcome in self.outcomes
             ],
+            "properties": [tried.to_dict() for tried in self.properties],
+            "samples": [vars(sample) for sample in self.samples],
+            "identity": dict(self.identity),
         }
 
 
@@ -240,15 +291,15 @@ def plan(subject: Subject, reference: Runtime | None = None, asked: Sequence[Map
         return Plan(tuple(cases))
     rng = np.random.default_rng(SEED + 1)
     for sizes in asked:
-        about = [_sizes_said(sizes), "which forward tells from others"]
-        cases.append(_case(subject, about, sizes, False, {}, rng))
+        about = [sizes_said(sizes), "which forward tells from others"]
+        cases.append(make_case(subject, about, sizes, False, {}, rng))
     kept, refused = [], {}
     for case in cases:
         answered = _answered(reference, case)
         if isinstance(answered, str):
             refused[case.name] = answered
             sizes = {dim: size + subject.further.get(dim, 0) for dim, size in case.sizes.items()}
-            answered = _answered(reference, _case(subject, [_sizes_said(sizes)], sizes, False, {}, rng))
+            answered = _answered(reference, make_case(subject, [sizes_said(sizes)], sizes, False, {}, rng))
         if isinstance(answered, Case):
             kept.append(answered)
     if not kept:
@@ -268,7 +319,7 @@ def _answered(reference: Runtime, case: Case) -> Case | str:
         return first_line(error)
 
 
-def _sizes_said(sizes: Mapping[str, int]) -> str:
+def sizes_said(sizes: Mapping[str, int]) -> str:
     return " × ".join(f"{dim} {size}" for dim, size in sizes.items()) or "fixed shape"
 
 
@@ -281,18 +332,18 @@ def _cases(subject: Subject) -> list[Case]:
     cases = []
     for index, (row, state) in enumerate(itertools.product(SIZES if dims else SIZES[:1], states)):
         sizes = {dim: row[place % len(row)] for place, dim in enumerate(dims)}
-        about = [_sizes_said(sizes), state]
-        cases.append(_case(subject, about, sizes, state == "random state", next(settings), rng, short=index % 2 == 1))
+        about = [sizes_said(sizes), state]
+        cases.append(make_case(subject, about, sizes, state == "random state", next(settings), rng, short=index % 2 == 1))
     if subject.chunked and subject.state_map:
         for chunks in CHUNKS:
             sizes = {dim: (2, sum(chunks), 3, 6)[index % 4] for index, dim in enumerate(dims)}
             sizes[subject.along] = sum(chunks)
             about = [f"chunks of {' + '.join(map(str, chunks))} steps against the whole"]
-            cases.append(_case(subject, about, sizes, True, next(settings), rng, chunks))
+            cases.append(make_case(subject, about, sizes, True, next(settings), rng, chunks))
     return cases
 
 
-def _case(
+def make_case(
     subject: Subject,
     about: Sequence[str],
     sizes: Mapping[str, int],
@@ -332,19 +383,31 @@ def verify(
 def _compare_case(subject: Subject, reference: Runtime, candidate: Runtime, case: Case, tolerance: float) -> Outcome:
     expected = reference.run(case.feeds) if case.expected is None else case.expected
     try:
-        found = candidate.run(case.feeds) if case.chunks is None else _run_in_chunks(subject, candidate, case)
+        found = candidate.run(case.feeds) if case.chunks is None else run_in_chunks(subject, candidate, case)
     except Exception as error:  # whatever a broken file does to its runtime is an outcome here, not a crash
         return Outcome(subject.part, case.name, dict.fromkeys(expected, math.inf), (str(error).splitlines()[0],))
+    return compare_outputs(subject, case, expected, found, tolerance, candidate.declared)
+
+
+def compare_outputs(
+    subject: Subject,
+    case: Case,
+    expected: Mapping[str, np.ndarray],
+    found: Mapping[str, np.ndarray],
+    tolerance: float = TOLERANCE,
+    declared: Mapping[str, Sequence[int | str | None]] | None = None,
+) -> Outcome:
+    """One case's outcome: decisions first, then every number, and the shapes that the file declares."""
     comparison = _Comparison(case, expected, found, tolerance)
     for decision in subject.decisions:
-        if case.chunks is None or decision.output not in subject.unchunked:
+        if decision.output in expected and (case.chunks is None or decision.output not in subject.unchunked):
             comparison.compare_decision(decision)
     skipped = subject.unchunked if case.chunks else ()
     for name in expected:
         if name not in skipped:
             comparison.compare_numbers(name)
             if case.chunks is None:
-                comparison.compare_declaration(name, candidate.declared.get(name))
+                comparison.compare_declaration(name, (declared or {}).get(name))
     return Outcome(
         subject.part,
         case.name,
@@ -415,7 +478,8 @@ class _Comparison:
             self.notes.append(f"{name}: declared as {list(declared)}, but of shape {list(found.shape)}")
 
 
-def _run_in_chunks(subject: Subject, candidate: Runtime, case: Case) -> dict[str, np.ndarray]:
+def run_in_chunks(subject: Subject, candidate: Runtime, case: Case) -> dict[str, np.ndarray]:
+    """The case's outputs when the input that may be cut is given in the case's chunks, the state carried."""
     assert subject.chunked is not None and case.chunks is not None
     spec = next(spec for spec in subject.inputs if spec.name == subject.chunked)
     cuts = np.cumsum(case.chunks)[:-1]
