@@ -8,6 +8,7 @@ import os
 import platform
 import time
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,9 @@ from seqexport.verification import (
     Case,
     Outcome,
     Plan,
+    Property,
     Report,
+    Sample,
     WrittenFile,
     plan,
     require,
@@ -99,10 +102,12 @@ def verify_files(
     choices: Choices | None = None,
     *,
     inputs: Mapping[str, str] | None = None,
+    thorough: bool = False,
 ) -> Report:
     """Hold an ONNX file that was exported before (a network's, a pipeline's, a user module's) against its checkpoint.
 
-    model: the checkpoint's path, or what load_module gives, with the specs of its inputs.
+    model: the checkpoint's path, or what load_module gives, with the specs of its inputs. thorough: also try the
+    properties of seqexport.properties, which takes a minute.
 
     The report is returned whether it passed or not. Raises FileError for a file that came from another checkpoint.
     """
@@ -121,8 +126,27 @@ def verify_files(
     with evaluating(part.module):
         planned = plan(part.subject, _reference(part))
         outcomes = _verify_part(part, candidate, planned.cases)
+        tried, samples = _examined(part, candidate, path) if thorough else ((), ())
     about["notes"] = (*about["notes"], *planned.notes)
-    return Report(tuple(outcomes), files=(_describe(part, path, path),), seconds=time.perf_counter() - start, **about)
+    return Report(
+        tuple(outcomes),
+        files=(_describe(part, path, path),),
+        seconds=time.perf_counter() - start,
+        properties=tuple(tried),
+        samples=tuple(samples),
+        identity={
+            "checkpoint_sha256": digest,
+            "file_sha256": sha256(path.read_bytes()).hexdigest(),
+            "versions": _versions(),
+        },
+        **about,
+    )
+
+
+def _examined(part: Part, candidate: OnnxRuntime, path: Path) -> tuple[Sequence[Property], Sequence[Sample]]:
+    from seqexport.properties import examine
+
+    return examine(part, candidate, _reference(part), path)
 
 
 def _state_of(candidate: OnnxRuntime, state_map: Mapping[str, str]) -> State:
@@ -223,14 +247,18 @@ def _metadata(part: Part, cases: int) -> dict[str, str]:
 
     The verdict may stand in the file before it is reached, since a file that fails it is never put in place.
     """
-    packages = ("torch", "onnx", "onnxscript", "onnxruntime")
-    versions = {"seqexport": __version__, **{name: version(name) for name in packages}}
     values: dict[str, Any] = {
         **part.metadata,
-        "versions": versions | {"python": platform.python_version()},
+        "versions": _versions(),
         "verification": {"passed": True, "tolerance": TOLERANCE, "cases": cases},
     }
     return {
         name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         for name, value in values.items()
     }
+
+
+def _versions() -> dict[str, str]:
+    packages = ("torch", "onnx", "onnxscript", "onnxruntime")
+    versions = {"seqexport": __version__, **{name: version(name) for name in packages}}
+    return versions | {"python": platform.python_version()}

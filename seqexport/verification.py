@@ -320,6 +320,7 @@ def _answered(reference: Runtime, case: Case) -> Case | str:
 
 
 def sizes_said(sizes: Mapping[str, int]) -> str:
+    """The sizes of a case's dims, as its name has them."""
     return " × ".join(f"{dim} {size}" for dim, size in sizes.items()) or "fixed shape"
 
 
@@ -333,7 +334,9 @@ def _cases(subject: Subject) -> list[Case]:
     for index, (row, state) in enumerate(itertools.product(SIZES if dims else SIZES[:1], states)):
         sizes = {dim: row[place % len(row)] for place, dim in enumerate(dims)}
         about = [sizes_said(sizes), state]
-        cases.append(make_case(subject, about, sizes, state == "random state", next(settings), rng, short=index % 2 == 1))
+        cases.append(
+            make_case(subject, about, sizes, state == "random state", next(settings), rng, short=index % 2 == 1)
+        )
     if subject.chunked and subject.state_map:
         for chunks in CHUNKS:
             sizes = {dim: (2, sum(chunks), 3, 6)[index % 4] for index, dim in enumerate(dims)}

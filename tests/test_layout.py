@@ -29,6 +29,8 @@ ORDER = (
     "interception",
     "tracing",
     "parts",
+    "opinions",
+    "properties",
     "freezing",
     "graphs",
     "exporter",

@@ -1,0 +1,117 @@
+"""Third opinions, which tell whether onnxruntime or torch is off: torch in float64, and onnx's own evaluator."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from seqexport.sources import first_line
+from seqexport.specs import TensorSpec
+
+Arrays = Mapping[str, np.ndarray]
+
+
+class Exact:
+    """A module in float64. reason: why it has no opinion, where it has none."""
+
+    def __init__(self, module: nn.Module, inputs: Sequence[TensorSpec], output_names: Sequence[str]) -> None:
+        self.inputs, self.output_names, self.reason = inputs, output_names, ""
+        try:
+            self.module: nn.Module | None = copy.deepcopy(module).double().eval()
+        except Exception as error:  # a user's module may hold what can't be copied
+            self.module, self.reason = None, first_line(error)
+
+    def run(self, feeds: Arrays) -> dict[str, np.ndarray] | None:
+        """{input name: array} → {output name: array}, floats in float64; None where the module can't run so."""
+        if self.module is None:
+            return None
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)  # for what forward makes itself, such as a zero state
+        try:
+            with torch.inference_mode():
+                outputs = self.module(*self._tensors(feeds))
+        except Exception as error:  # forward may fix a dtype
+            self.module, self.reason = None, first_line(error)
+            return None
+        finally:
+            torch.set_default_dtype(before)
+        return dict(zip(self.output_names, (output.numpy() for output in outputs), strict=True))
+
+    def _tensors(self, feeds: Arrays) -> list[torch.Tensor]:
+        sizes: dict[str, int] = {}
+        for spec in self.inputs:
+            if spec.name in feeds:
+                pairs = zip(spec.dims, feeds[spec.name].shape, strict=True)
+                sizes |= {dim: size for dim, size in pairs if isinstance(dim, str)}
+        arrays = [feeds[spec.name] if spec.name in feeds else spec.filled(sizes) for spec in self.inputs]
+        tensors = [torch.tensor(np.asarray(array)) for array in arrays]
+        return [tensor.double() if tensor.is_floating_point() else tensor for tensor in tensors]
+
+
+class Reference:
+    """onnx's reference evaluator on a file. It is slow, and reads every row to its end whatever lengths say: rows with
+    lengths are given one by one, without their padding."""
+
+    def __init__(
+        self,
+        path: Path,
+        inputs: Sequence[TensorSpec],
+        declared: Mapping[str, Sequence[int | str | None]],
+    ) -> None:
+        self.inputs, self.declared, self.reason = inputs, declared, ""
+        self.lengths = next((spec for spec in inputs if isinstance(spec.high, str) and len(spec.dims) == 1), None)
+        try:
+            from onnx.reference import ReferenceEvaluator
+
+            self.session: Any = ReferenceEvaluator(str(path))
+        except Exception as error:  # operators that it has not
+            self.session, self.reason = None, first_line(error)
+
+    def run(self, feeds: Arrays) -> Iterator[tuple[dict[str, np.ndarray], Callable[[np.ndarray], np.ndarray]]]:
+        """Outputs, and what cuts a whole batch's output to the rows and steps that they are of."""
+        if self.session is None:
+            return
+        try:
+            if self.lengths is None:
+                yield self._outputs(feeds), lambda whole: whole
+                return
+            for row, length in enumerate(feeds[self.lengths.name]):
+                cut = self._row(feeds, row, int(length))
+                for name, value in self._outputs(cut).items():
+                    yield {name: value}, self._cutter(name, row, int(length))
+        except Exception as error:  # an operator, or a form of one, that it has not
+            self.session, self.reason = None, first_line(error)
+
+    def _outputs(self, feeds: Arrays) -> dict[str, np.ndarray]:
+        return dict(zip(self.declared, self.session.run(list(self.declared), dict(feeds)), strict=True))
+
+    def _row(self, feeds: Arrays, row: int, length: int) -> dict[str, np.ndarray]:
+        assert self.lengths is not None
+        batch, along = self.lengths.dims[0], self.lengths.high
+        cut = {}
+        for spec in self.inputs:
+            if spec.name in feeds:
+                value = feeds[spec.name]
+                if batch in spec.dims:
+                    value = np.take(value, [row], spec.dims.index(batch))
+                if along in spec.dims:
+                    value = np.take(value, range(length), spec.dims.index(along))
+                cut[spec.name] = value
+        return cut
+
+    def _cutter(self, name: str, row: int, length: int) -> Callable[[np.ndarray], np.ndarray]:
+        assert self.lengths is not None
+        batch, along, declared = self.lengths.dims[0], str(self.lengths.high), list(self.declared[name])
+
+        def cut(whole: np.ndarray) -> np.ndarray:
+            if batch in declared:
+                whole = np.take(whole, [row], declared.index(batch))
+            return np.take(whole, range(length), declared.index(along)) if along in declared else whole
+
+        return cut
