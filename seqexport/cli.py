@@ -40,7 +40,7 @@ examples:
   python -m seqexport lstm.pt
   python -m seqexport lstm.pt -o net.onnx --head last
   python -m seqexport lstm.pt --module nets.py:Tagger --init '{"size": 64}' --input 'tokens: int64[batch,time]{0..999}'
-  python -m seqexport verify lstm.pt lstm.onnx
+  python -m seqexport verify lstm.pt lstm.onnx --thorough --report lstm.html
   python -m seqexport COMMAND --help
 
 exit codes: 0 verified and written · 1 verification failed, nothing written · 2 bad input, or it could not be done
@@ -174,6 +174,17 @@ def _verify_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("checkpoint", metavar="CHECKPOINT")
     parser.add_argument("onnx", metavar="ONNX", help="a network's file or a pipeline's")
+    parser.add_argument(
+        "--thorough",
+        action="store_true",
+        help="also try properties, such as every cut, other padding, 2,000 steps, and ask third opinions (a minute)",
+    )
+    parser.add_argument(
+        "--data",
+        metavar="FILE",
+        help="samples for the task's own metric: a CSV whose last column is a series, one of text and label, or a text",
+    )
+    parser.add_argument("--report", metavar="PAGE", help="also write the report to PAGE.html, with plots, or PAGE.json")
     _add_network_options(parser)
     _add_module_options(parser)
     return parser
@@ -285,14 +296,19 @@ def _pairs(texts: Sequence[str], flag: str, sign: str = "=") -> dict[str, str]:
 
 def _verify(options: argparse.Namespace) -> int:
     from seqexport.exporter import verify_files
+    from seqexport.pages import check_page, write_report
     from seqexport.verification import require
 
-    module = _module_options(options)
+    if options.report:
+        check_page(options.report)
+    module, how = _module_options(options), {"thorough": options.thorough, "data": options.data}
     with _status(f"verifying {options.onnx}"):
         if module is None:
-            report = verify_files(options.checkpoint, options.onnx, _choices(options))
+            report = verify_files(options.checkpoint, options.onnx, _choices(options), **how)
         else:
-            report = verify_files(module[0], options.onnx, inputs=module[1])
+            report = verify_files(module[0], options.onnx, inputs=module[1], **how)
+    if options.report:
+        write_report(options.report, report)
     _show_report(report, options.json)
     if not report.passed and not options.json:
         require(report, options.onnx)
@@ -496,6 +512,29 @@ def _print_finding(console: Console, finding: Finding) -> None:
         console.print(Text.assemble(("fix      ", "bold"), finding.fix), soft_wrap=True)
 
 
+def _print_properties(console: Console, report: Report) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("property")
+    for column in ("trials", "worst", "allowed"):
+        table.add_column(column, justify="right")
+    table.add_column("")
+    for tried in report.properties:
+        if not tried.applies:
+            figures = ("", "", "", Text("does not apply", "dim"))
+        else:
+            held = Text("holds", "green") if tried.held else Text("DOES NOT HOLD", "bold red")
+            figures = (f"{tried.trials}", f"{tried.error:.1e}" if tried.error else "0", f"{tried.allowed:.0e}", held)
+        table.add_row(tried.name, *figures)
+    console.print()
+    console.print(table)
+    for tried in report.properties:
+        for note in tried.notes:
+            console.print(Text.assemble((f"{tried.name}: ", "bold"), _printable(note)))
+
+
 def _show_report(report: Report, as_json: bool) -> None:
     if as_json:
         _print_json(report.to_dict())
@@ -523,6 +562,8 @@ def _show_report(report: Report, as_json: bool) -> None:
         style = "" if error <= report.tolerance else "red"
         table.add_row(part, output, Text(f"{error:.1e}" if error else "0", style), f"{report.tolerance:.0e}")
     console.print(table)
+    if report.properties:
+        _print_properties(console, report)
     count = len(report.outcomes)
     for tie in report.ties():
         console.print(Text.assemble(("tie      ", "bold yellow"), tie))
@@ -531,5 +572,7 @@ def _show_report(report: Report, as_json: bool) -> None:
         decided += f", {len(report.ties())} of them ties" if report.ties() else ""
         verdict = Text(f"verified: {count} of {count} cases agree with torch{decided}", "bold green")
     else:
-        verdict = Text(f"NOT verified: {len(report.failures())} of {count} cases differ from torch", "bold red")
+        broken = [tried.name for tried in report.properties if not tried.held]
+        said = f"{len(report.failures())} of {count} cases differ from torch"
+        verdict = Text(f"NOT verified: {said}{', and not held: ' if broken else ''}{', '.join(broken)}", "bold red")
     console.print(Text.assemble(verdict, (f"  ({report.seconds:.1f} s)", "dim")))

@@ -18,11 +18,12 @@ from torch import nn
 
 from seqexport import __version__
 from seqexport.checkpoint import read_checkpoint
-from seqexport.errors import FileError, SpecError, UnsupportedError
+from seqexport.errors import FileError, InputError, SpecError, UnsupportedError
 from seqexport.files import check_destination, write_beside
 from seqexport.functional import evaluating
 from seqexport.graphs import DEFAULT_OPSET, OPSETS, build_graph
 from seqexport.inference import Choices
+from seqexport.metrics import read_samples, task_metric
 from seqexport.modules import UserModule
 from seqexport.parts import Part, State, checkpoint_parts, module_parts
 from seqexport.runtimes import OnnxRuntime, TorchRuntime, onnx_metadata
@@ -103,11 +104,13 @@ def verify_files(
     *,
     inputs: Mapping[str, str] | None = None,
     thorough: bool = False,
+    data: str | os.PathLike[str] | None = None,
 ) -> Report:
     """Hold an ONNX file that was exported before (a network's, a pipeline's, a user module's) against its checkpoint.
 
     model: the checkpoint's path, or what load_module gives, with the specs of its inputs. thorough: also try the
-    properties of seqexport.properties, which takes a minute.
+    properties of seqexport.properties, which takes up to a minute. data: samples for the task's own metric, as
+    seqexport.metrics reads them.
 
     The report is returned whether it passed or not. Raises FileError for a file that came from another checkpoint.
     """
@@ -126,7 +129,9 @@ def verify_files(
     with evaluating(part.module):
         planned = plan(part.subject, _reference(part))
         outcomes = _verify_part(part, candidate, planned.cases)
-        tried, samples = _examined(part, candidate, path) if thorough else ((), ())
+        tried, samples = _examined(part, candidate, path) if thorough else ([], ())
+        if data is not None:
+            tried.append(_measured(part, candidate, metadata, Path(data)))
     about["notes"] = (*about["notes"], *planned.notes)
     return Report(
         tuple(outcomes),
@@ -143,7 +148,17 @@ def verify_files(
     )
 
 
-def _examined(part: Part, candidate: OnnxRuntime, path: Path) -> tuple[Sequence[Property], Sequence[Sample]]:
+def _measured(part: Part, candidate: OnnxRuntime, metadata: Mapping[str, Any], data: Path) -> Property:
+    samples = read_samples(data, part.subject.part, metadata)
+    if samples is None:
+        raise InputError(
+            "There is no metric for this graph: give the pipeline's file of a forecaster or a classifier, or the "
+            "network's file of a generator."
+        )
+    return task_metric(part.subject.part, samples, _reference(part), candidate)
+
+
+def _examined(part: Part, candidate: OnnxRuntime, path: Path) -> tuple[list[Property], Sequence[Sample]]:
     from seqexport.properties import examine
 
     return examine(part, candidate, _reference(part), path)

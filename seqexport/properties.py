@@ -21,6 +21,7 @@ from seqexport.parts import Part
 from seqexport.runtimes import OnnxRuntime, TorchRuntime
 from seqexport.sources import first_line
 from seqexport.specs import TensorSpec, dynamic_dims
+from seqexport.text import text_answer
 from seqexport.verification import (
     SEED,
     TOLERANCE,
@@ -41,6 +42,7 @@ BATCHES = (1, 2, 5, 17)
 LENGTHS = (1, 2, 3, 8, 31, 128)
 WHOLE = 24  # steps of the sequences that are cut at every place
 LONG = 2_000
+LOOPS = ("steps", "horizon")  # the dims along which a pipeline feeds itself
 POINTS = 100  # of a curve
 AS_EXACT = "as near to torch in float64 as twice torch's own float32 is, or the tolerance where that is more"
 
@@ -216,8 +218,9 @@ class _Examination:
         trials = _Trials()
         if (expected := self._expected(case, trials)) is None:
             return None
-        error, allowed, notes = self._against_exact(case, expected, self._found(case.feeds))
-        curves = self._curves(case, expected, self.dims[1])
+        found = self._found(case.feeds)
+        error, allowed, notes = self._against_exact(case, expected, found)
+        curves = self._curves(case, expected, found, self.dims[1])
         claim = f"{LONG:,} steps give what torch gives"
         return Property(
             self.subject.part, "long sequences", claim, 1, error, allowed, AS_EXACT, notes=notes, curves=curves
@@ -244,7 +247,7 @@ class _Examination:
 
     def free_running(self) -> Property | None:
         """A generator's or forecaster's own loop, far beyond what it is used for."""
-        dim = next((dim for dim in self.dims if dim in ("steps", "horizon")), None)
+        dim = next((dim for dim in self.dims if dim in LOOPS), None)
         if dim is None:
             return None
         steps = 1_000 if dim == "steps" else 500
@@ -255,7 +258,7 @@ class _Examination:
             expected, found = self.reference.run(case.feeds), self._found(case.feeds)
             trials.add(outcome := self._compared(case, expected, found))
             trials.notes += [f"first difference: {tie}" for tie in outcome.ties]
-            curves = curves or self._curves(case, expected, dim)
+            curves = curves or self._curves(case, expected, found, dim)
             if dim == "horizon":
                 allowed = max(allowed, self._passed_on(case, expected))
                 trials.notes += _first_beyond(expected["path"], found.get("path"))
@@ -307,12 +310,17 @@ class _Examination:
         return Property(self.subject.part, "third opinion", claim, count, worst, allowed, AS_EXACT, notes=tuple(notes))
 
     def samples(self) -> list[Sample]:
-        """One small input, and what both gave."""
-        case = self._case(self._sizes(1, 12), False)
+        """One small input, and what both gave: texts where the model's vocabulary is known, numbers otherwise."""
+        sizes = self._sizes(1, 12) | {dim: 120 if dim == "steps" else 24 for dim in self.dims if dim in LOOPS}
+        case = self._case(sizes, False)
+        preprocessing = self.candidate.metadata.get("preprocessing", {})
         expected = self._expected(case, _Trials())
         if expected is None:
             return []
         found = self._found(case.feeds)
+        if (said := text_answer(preprocessing, expected)) and "" not in found:
+            about = f"in words, at {sizes_said(case.sizes)}"
+            return [Sample(self.subject.part, about, said, text_answer(preprocessing, found))]
         return [
             Sample(self.subject.part, f"{name} at {sizes_said(case.sizes)}", _shown(value), _shown(found.get(name)))
             for name, value in expected.items()
@@ -464,15 +472,19 @@ class _Examination:
         note = f"{error:.1e} from torch, which is {own:.1e} from its float64; the file is {ours:.1e} from it{off}"
         return ours, max(TOLERANCE, 2 * own), (note, *outcome.notes[:1])
 
-    def _curves(self, case: Case, expected: Arrays, dim: str) -> dict[str, list[float]]:
+    def _curves(self, case: Case, expected: Arrays, found: Arrays, dim: str) -> dict[str, list[float]]:
         """The error of each output along `dim`, the largest of every stretch, and torch's own against float64."""
-        found, exact = self._found(case.feeds), self.exact.run(case.feeds)
+        declared = {name: list(dims) for name, dims in self.candidate.declared.items()}
+        drawn = [
+            name
+            for name, value in expected.items()
+            if dim in declared.get(name, ()) and value.dtype.kind == "f" and name in found
+            if found[name].shape == value.shape
+        ]
+        exact = self.exact.run(case.feeds) if drawn else None
         curves: dict[str, list[float]] = {}
-        for name, value in expected.items():
-            declared = list(self.candidate.declared.get(name, ()))
-            if dim not in declared or value.dtype.kind != "f" or found.get(name, value[:0]).shape != value.shape:
-                continue
-            axis = declared.index(dim)
+        for name in drawn:
+            value, axis = expected[name], declared[name].index(dim)
             edges = np.linspace(0, value.shape[axis], min(POINTS, value.shape[axis]) + 1).astype(int)
             curves.setdefault(dim, [float(end) for end in edges[1:]])
             curves[f"{name}: onnxruntime from torch"] = _curve(value, found[name], axis, edges)
@@ -562,5 +574,5 @@ def _shown(value: np.ndarray | None) -> Any:
     """The start of an array, as plain numbers rounded to what can be told apart by eye."""
     if value is None:
         return None
-    flat = value.reshape(-1)[:12]
+    flat = value.reshape(-1)[:24]
     return [round(float(number), 5) if value.dtype.kind == "f" else int(number) for number in flat]

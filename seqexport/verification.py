@@ -522,8 +522,16 @@ def require(report: Report, what: str) -> None:
     if report.passed:
         return
     failures = report.failures()
-    if not failures:
+    if not report.outcomes:
         raise ParityError(f"{what} was not verified: there was no case to run.", report)
+    if not failures:
+        tried = next(tried for tried in report.properties if not tried.held)
+        note = f" ({tried.notes[0]})" if tried.notes else ""
+        raise ParityError(
+            f"{what} has not the property “{tried.name}”, that {tried.claim}: found a difference of {tried.error:.2g}"
+            f"{note}, expected at most {tried.allowed:.0e}: do not use the file, and report it.",
+            report,
+        )
     worst = max(failures, key=lambda outcome: _sortable(_worst(outcome.errors.values())))
     error = _worst(worst.errors.values())
     note = f" ({worst.notes[0]})" if worst.notes else ""
