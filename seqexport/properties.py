@@ -42,7 +42,7 @@ BATCHES = (1, 2, 5, 17)
 LENGTHS = (1, 2, 3, 8, 31, 128)
 WHOLE = 24  # steps of the sequences that are cut at every place
 LONG = 2_000
-LOOPS = ("steps", "horizon")  # the dims along which a pipeline feeds itself
+LOOPS = {"steps": 1_000, "horizon": 500}  # the dims along which a pipeline feeds itself, and how far that is tried
 POINTS = 100  # of a curve
 AS_EXACT = "as near to torch in float64 as twice torch's own float32 is, or the tolerance where that is more"
 
@@ -250,7 +250,7 @@ class _Examination:
         dim = next((dim for dim in self.dims if dim in LOOPS), None)
         if dim is None:
             return None
-        steps = 1_000 if dim == "steps" else 500
+        steps = LOOPS[dim]
         trials, allowed, curves = _Trials(), TOLERANCE, dict[str, list[float]]()
         for settings in self.subject.settings:
             sizes = {name: {"batch": 2, "time": 40, "paths": 3}.get(name, 4) for name in self.dims} | {dim: steps}

@@ -31,6 +31,18 @@ def test_shipped_files_are_verified_again(name):
         assert seqexport.verify_files(checkpoint, EXPORTED / name / file).passed
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_shipped_files_have_every_property(name):
+    checkpoint = EXPORTED / name / "checkpoint.pt"
+    task = seqexport.read_checkpoint(checkpoint).task
+    data = EXPORTED / "sunspots.csv" if task == "forecast" else None
+    for file, samples in (("checkpoint.onnx", None), (f"checkpoint.{task}.onnx", data)):
+        report = seqexport.verify_files(checkpoint, EXPORTED / name / file, thorough=True, data=samples)
+        assert report.passed, [tried for tried in report.properties if not tried.held]
+        assert len(report.properties) >= 8
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_exporting_a_shipped_checkpoint_again_gives_the_shipped_graph(name, tmp_path):
     report = seqexport.export(EXPORTED / name / "checkpoint.pt", tmp_path / "checkpoint.onnx")
