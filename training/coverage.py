@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import logging
 import math
 import multiprocessing
@@ -434,12 +435,37 @@ Task = tuple[Configuration, str]
 Results = dict[Task, Outcome]
 
 
-def measure(tasks: Sequence[Task], processes: int, seconds: float) -> Results:
+class Journal:
+    """A file with a line for each outcome, from which a run that was cut off goes on."""
+
+    def __init__(self, path: Path, tasks: Sequence[Task]) -> None:
+        self._path, self._lock = path, threading.Lock()
+        named = {self._name(task): task for task in tasks}
+        lines = path.read_text().splitlines() if path.exists() else []
+        entries = [json.loads(line) for line in lines if line.endswith("}")]  # the last one may be cut off
+        self.known: Results = {
+            named[entry["task"]]: Outcome(entry["right"], float(entry["error"]), entry["note"], entry["seconds"])
+            for entry in entries
+            if entry["task"] in named
+        }
+
+    def add(self, task: Task, outcome: Outcome) -> None:
+        """Write one outcome down."""
+        line = json.dumps({"task": self._name(task), **vars(outcome), "error": str(outcome.error)})
+        with self._lock, self._path.open("a") as file:
+            file.write(f"{line}\n")
+
+    @staticmethod
+    def _name(task: Task) -> str:
+        return f"{task[0]!r}, {task[1]}"
+
+
+def measure(tasks: Sequence[Task], processes: int, seconds: float, journal: Journal | None = None) -> Results:
     """The outcome of every task, a configuration and a column, or of those begun within so many seconds."""
     end = time.monotonic() + seconds
     own = threading.local()
     workers: list[Worker] = []
-    results: Results = {}
+    results: Results = dict(journal.known) if journal else {}
 
     def run(task: Task) -> None:
         if time.monotonic() > end:
@@ -456,10 +482,12 @@ def measure(tasks: Sequence[Task], processes: int, seconds: float) -> Results:
             if outcome.right:
                 break
         results[task] = replace(outcome, note=notes[-1] if outcome.right else "; ".join(notes), seconds=spent)
+        if journal:
+            journal.add(task, results[task])
 
     pool = ThreadPoolExecutor(processes)
     try:
-        futures = [pool.submit(run, task) for task in tasks]
+        futures = [pool.submit(run, task) for task in tasks if task not in results]
         for future in tqdm(as_completed(futures), total=len(futures), unit="net"):
             future.result()
     finally:
@@ -561,6 +589,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--processes", type=int, default=2, help="how many work at once (default: %(default)s)")
     parser.add_argument("--only", default="", metavar="TEXT", help="configurations whose description has it in it")
     parser.add_argument("--seconds", type=float, default=math.inf, help="begin nothing after so many seconds")
+    parser.add_argument("--journal", type=Path, metavar="FILE", help="write outcomes there too, and go on from there")
     options = parser.parse_args(argv)
     whole = [*grid(), *singles()]
     configurations = [one for one in whole if options.only in str(one)]
@@ -575,7 +604,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     tasks = [
         (one, column) for one in shuffled for column in COLUMNS if one in (ours if column == "seqexport" else compared)
     ]
-    results = measure(tasks, options.processes, options.seconds)
+    journal = Journal(options.journal, tasks) if options.journal else None
+    results = measure(tasks, options.processes, options.seconds, journal)
     text = table(configurations, results)
     print(details(configurations, results), text, sep="\n\n")
     if len(results) == len(tasks) and configurations == whole:
