@@ -54,7 +54,7 @@ def export(
     model: an nn.Module, or what load_module gives, with `inputs` giving a spec for each of forward's arguments, in
         forward's order, such as {"x": "float32[batch,time,8]"}; or the path of a checkpoint.
     path: the ONNX file to write; for a checkpoint its own name with the suffix .onnx unless given. A pipeline goes
-        beside it.
+        beside it. A link is followed and stays.
     state: for a checkpoint, whether the state is an optional input, an explicit one, or none.
     choices: for a bare state_dict, what its weights can't tell.
     state_map: for a live module, {"hidden": "output_1"}: the input that a caller feeds an output back to. It goes into

@@ -257,9 +257,10 @@ def _lock(descriptor: int, patience: float = TURN_SECONDS) -> bool | None:
 @contextlib.contextmanager
 def _turn(folder: Path) -> Iterator[None]:
     """Have the folder to oneself among seqexport's processes, so that racing pairs don't mix; flush it in the end."""
-    try:
+    descriptor = None
+    with contextlib.suppress(OSError):  # Windows, or a folder that can't be read: each file is still replaced whole
         descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:  # Windows, or a folder that can't be read: each file is still replaced whole
+    if descriptor is None:
         yield
         return
     try:

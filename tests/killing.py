@@ -3,8 +3,8 @@
 A fresh process takes seconds until it exports, so one process imports everything, exports once, and forks a child for
 every try. The parent looks at the folder all the time, and kills the child at a change, or a random instant after it.
 
-kill: the package as it is. between: killed just before each rename. halves: the same with a writer that is not atomic, which has to be found out. race: eight
-exports to one path, of bare weights; pairs: of a network and its pipeline.
+kill: the package as it is. between: killed just before each rename. halves: the same as kill with a writer that is not
+atomic, which has to be found out. race: eight exports to one path, of bare weights; pairs: of networks with pipelines.
 """
 
 import hashlib
