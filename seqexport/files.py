@@ -190,7 +190,7 @@ def _new_draft(path: Path) -> Draft:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
         draft = Draft(path, target, file, os.open(file, flags, 0o666))
         assert draft.lock is not None
-        _lock(draft.lock)
+        _lock(draft.lock, TURN_SECONDS)
         if file.exists():
             _keep_access(target, draft.lock)
             return draft
@@ -236,7 +236,7 @@ def _delete_abandoned(file: Path) -> None:
         os.close(descriptor)
 
 
-def _lock(descriptor: int, patience: float = TURN_SECONDS) -> bool | None:
+def _lock(descriptor: int, patience: float) -> bool | None:
     """Lock what is open, within `patience` seconds. None where the system or the file system has no such locks."""
     if fcntl is None:
         return None
@@ -264,7 +264,7 @@ def _turn(folder: Path) -> Iterator[None]:
         yield
         return
     try:
-        _lock(descriptor)
+        _lock(descriptor, TURN_SECONDS)
         yield
         with contextlib.suppress(OSError):
             os.fsync(descriptor)  # else a power cut might bring the older name back

@@ -402,6 +402,35 @@ def test_polite_signals_wait_until_a_pair_is_whole(tmp_path, monkeypatch, number
     assert set(map(tuple, handled)) == {("a", "b")}
 
 
+def test_pairs_that_race_take_turns(tmp_path, monkeypatch):
+    drafts = [write_beside(tmp_path / name, b"new") for name in ("a", "b")]
+    with files._turn(tmp_path):
+        thread = threading.Thread(target=put_in_place, args=(drafts,))
+        thread.start()
+        time.sleep(0.2)
+        assert not {"a", "b"} & set(names(tmp_path))
+    thread.join()
+    assert names(tmp_path) == ["a", "b"]
+    monkeypatch.setattr(files, "TURN_SECONDS", 0.0)
+    with files._turn(tmp_path):  # a stranger who never lets go is not waited for
+        replace_file(tmp_path / "a", b"newer")
+    for draft in drafts:
+        draft.drop()
+
+
+def test_the_folder_is_flushed_after_the_rename(tmp_path, monkeypatch):
+    fsync, flushed = os.fsync, []
+
+    def noted(descriptor):
+        is_folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+        flushed.append((is_folder, (tmp_path / "net.onnx").exists()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    replace_file(tmp_path / "net.onnx", b"new")
+    assert flushed == [(False, False), (True, True)]
+
+
 @ROOT_ONLY
 def test_a_folder_that_can_be_written_but_not_listed(open_folder):
     path = open_folder / "net.onnx"
