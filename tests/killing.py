@@ -156,14 +156,17 @@ class Range:
         return False
 
 
-def kill(field, tries, rng):
-    """Exports over existing files, killed as they write."""
+def kill(field, kills, rng, until_torn=False):
+    """Exports over existing files, killed as they write: as many as get killed before they are done."""
     field.put("A")
     most, _ = watch(forked(export_both, field.sources, "B", field.output), field.output, 1_000, 0)
-    names = ("before", "during", "after", "unkilled", "temporaries", "old", "new", "mixed", "reported", "torn")
-    counts = dict.fromkeys(names, 0) | {"tries": tries, "changes": most, "most_temporaries": 0}
-    for number in range(tries):
-        old, new = "AB" if number % 2 else "BA"
+    names = ("tries", "before", "during", "after", "unkilled", "temporaries", "most_temporaries")
+    counts = dict.fromkeys((*names, "old", "new", "mixed", "reported", "torn"), 0) | {"changes": most}
+    while counts["tries"] - counts["unkilled"] < kills and counts["tries"] < 4 * kills:
+        if until_torn and counts["torn"]:
+            break
+        counts["tries"] += 1
+        old, new = "AB" if counts["tries"] % 2 else "BA"
         field.put(old)
         before = set(field.strays())
         aim, delay = rng.randint(0, most), rng.choice((0.0, 0.0, rng.uniform(0, 0.0002), rng.uniform(0, 0.004)))
@@ -198,11 +201,11 @@ def write_in_halves(drafts):
             file.write(content[len(content) // 2 :])
 
 
-def halves(field, tries, rng):
+def halves(field, kills, rng):
     sound = files.put_in_place
     exporter.put_in_place = write_in_halves
     try:
-        return kill(field, tries, rng)
+        return kill(field, kills, rng, until_torn=True)
     finally:
         exporter.put_in_place = sound
 
