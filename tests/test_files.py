@@ -24,6 +24,7 @@ from seqexport.files import DRAFT_SUFFIX, put_in_place, replace_file, write_besi
 
 ROOT = Path(__file__).parents[1]
 NOBODY = 65534
+NO_FILE = "is a device, a pipe or a socket; expected a file: choose another output."
 ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="takes root's rights, to mount or to become another user")
 
 
@@ -311,18 +312,35 @@ def test_a_name_that_is_too_long(tmp_path):
     assert names(tmp_path) == []
 
 
-def test_what_is_no_file_is_not_replaced(tmp_path, capsys):
+@pytest.fixture
+def null(tmp_path):
+    """A null device of the test's own: a failing test, run by root, must not be what replaces the machine's."""
+    folder = tmp_path / "devices"
+    folder.mkdir()
+    try:
+        os.mknod(folder / "null", 0o666 | stat.S_IFCHR, Path(os.devnull).stat().st_rdev)
+    except PermissionError:
+        pytest.skip("a device could not be made: not root, or not allowed to")
+    return folder / "null"
+
+
+def test_a_device_is_not_replaced(null, tmp_path, capsys):
+    source, link = save_forecaster(tmp_path / "net.pt"), tmp_path / "link"
+    link.symlink_to(null)
+    before = null.stat()
+    for path in (null, link):
+        assert said_by(capsys, source, "-o", path) == (2, f"seqexport: {path} {NO_FILE}")
+    after = null.stat()
+    assert (after.st_ino, after.st_rdev, after.st_mode) == (before.st_ino, before.st_rdev, before.st_mode)
+    assert (names(null.parent), link.is_symlink()) == (["null"], True)
+
+
+def test_a_pipe_is_not_replaced(tmp_path, capsys):
     source, pipe = save_forecaster(tmp_path / "net.pt"), tmp_path / "pipe"
     os.mkfifo(pipe)
-    (tmp_path / "link").symlink_to(os.devnull)
-    before = Path(os.devnull).stat()
-    for path in (Path(os.devnull), pipe, tmp_path / "link"):
-        no_file = "is a device, a pipe or a socket; expected a file: choose another output."
-        assert said_by(capsys, source, "-o", path) == (2, f"seqexport: {path} {no_file}")
-    after = Path(os.devnull).stat()
-    assert (after.st_ino, after.st_rdev, after.st_mode) == (before.st_ino, before.st_rdev, before.st_mode)
+    assert said_by(capsys, source, "-o", pipe) == (2, f"seqexport: {pipe} {NO_FILE}")
     assert stat.S_ISFIFO(pipe.stat().st_mode)
-    assert names(tmp_path) == ["link", "net.pt", "pipe"]
+    assert names(tmp_path) == ["net.pt", "pipe"]
 
 
 def test_a_pipeline_that_can_not_be_put_is_said_before_anything_is_traced(tmp_path):
