@@ -60,7 +60,8 @@ def test_exports_that_are_killed_or_race_leave_whole_files_and_nothing_else(tmp_
     kill, between, halves, race = harness(tmp_path, "kill:10", "between", "halves:50", "race")
     assert_whole(kill, 10)
     assert_between(between)
-    with pytest.raises(AssertionError, match="'torn': [1-3]"):
+    assert halves["torn"] >= 1, halves
+    with pytest.raises(AssertionError):
         assert_whole(halves, 50)
     assert (race["codes"], race["strays"]) == ([0] * 8, [])
 
