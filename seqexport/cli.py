@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return 2
     except KeyboardInterrupt:
-        print("seqexport: stopped; nothing was written.", file=sys.stderr)
+        print("seqexport: stopped; no file is left half written.", file=sys.stderr)
         return 130
 
 

@@ -19,7 +19,7 @@ from torch import nn
 from seqexport import __version__
 from seqexport.checkpoint import read_checkpoint
 from seqexport.errors import FileError, InputError, SpecError, UnsupportedError
-from seqexport.files import check_destination, write_beside
+from seqexport.files import Draft, check_destination, put_in_place, write_beside
 from seqexport.functional import evaluating
 from seqexport.graphs import DEFAULT_OPSET, OPSETS, build_graph
 from seqexport.inference import Choices
@@ -58,7 +58,7 @@ def export(
     model: an nn.Module, or what load_module gives, with `inputs` giving a spec for each of forward's arguments, in
         forward's order, such as {"x": "float32[batch,time,8]"}; or the path of a checkpoint.
     path: the ONNX file to write; for a checkpoint its own name with the suffix .onnx unless given. A pipeline goes
-        beside it.
+        beside it. A link is followed and stays.
     state: for a checkpoint, whether the state is an optional input, an explicit one, or none.
     choices: for a bare state_dict, what its weights can't tell.
     state_map: for a live module, {"hidden": "output_1"}: the input that a caller feeds an output back to. It goes into
@@ -88,7 +88,7 @@ def export(
         check_destination(target)
         checkpoint = read_checkpoint(model, choices)
         parts, about = checkpoint_parts(checkpoint, target, state)
-        _refuse_to_overwrite(checkpoint.path, parts)
+        _check_destinations(checkpoint.path, parts)
     with contextlib.ExitStack() as stack:
         for part in parts:
             stack.enter_context(evaluating(part.module))
@@ -172,8 +172,9 @@ def _state_of(candidate: OnnxRuntime, state_map: Mapping[str, str]) -> State:
     return "optional" if all(spec.optional for spec in states) else "explicit"
 
 
-def _refuse_to_overwrite(source: Path, parts: Sequence[Part]) -> None:
+def _check_destinations(source: Path, parts: Sequence[Part]) -> None:
     for part in parts:
+        check_destination(part.path)
         if part.path.exists() and source.exists() and part.path.samefile(source):
             raise FileError(f"{part.path} is the checkpoint itself: choose another output with -o.")
 
@@ -185,7 +186,7 @@ def _write_verified(
 
     Gives the outcomes, the files, and notes on the cases.
     """
-    written: list[tuple[Part, Path]] = []
+    written: list[tuple[Part, Draft]] = []
     outcomes: list[Outcome] = []
     notes: list[str] = []
     try:
@@ -195,22 +196,16 @@ def _write_verified(
             planned = _plan(part, traced)
             notes += planned.notes
             graph = build_graph(part, traced, opset, _metadata(part, len(planned.cases)))
-            beside = write_beside(part.path, graph.SerializeToString(deterministic=True))
-            written.append((part, beside))
-            outcomes += _verify_part(part, OnnxRuntime(beside), planned.cases)
+            draft = write_beside(part.path, graph.SerializeToString(deterministic=True))
+            written.append((part, draft))
+            outcomes += _verify_part(part, OnnxRuntime(draft.file), planned.cases)
             _explain(part, traced, planned.cases, outcomes[-len(planned.cases) :])
         require(Report(tuple(outcomes), **about), " and ".join(str(part.path) for part in parts))
-        files = tuple(_describe(part, beside, part.path) for part, beside in written)
-        for part, beside in written:
-            try:
-                beside.replace(part.path)
-            except OSError as error:
-                raise FileError(
-                    f"{part.path} could not be replaced ({error.strerror}): check its permissions."
-                ) from error
+        files = tuple(_describe(part, draft.file, part.path) for part, draft in written)
+        put_in_place([draft for _, draft in written])
     finally:
-        for _, beside in written:
-            beside.unlink(missing_ok=True)
+        for _, draft in written:
+            draft.drop()
     return tuple(outcomes), files, tuple(notes)
 
 

@@ -57,7 +57,7 @@ def run(
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("error: Stopped; nothing was written.", file=sys.stderr)
+        print("error: Stopped; no file is left half written.", file=sys.stderr)
         return 130
     print(table(metrics, options["cell"].upper()))
     print(f"Wrote {options['out']}")
