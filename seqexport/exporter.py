@@ -33,6 +33,7 @@ from seqexport.verification import (
     Plan,
     Report,
     WrittenFile,
+    compare_facts,
     plan,
     require,
     verify,
@@ -120,7 +121,8 @@ def verify_files(
         raise FileError(f"{path} was written from another checkpoint than {source}: export it again.")
     with evaluating(part.module):
         planned = plan(part.subject, _reference(part))
-        outcomes = _verify_part(part, candidate, planned.cases)
+        facts = part.metadata if "part" in metadata else {}  # a file that others wrote says nothing of itself
+        outcomes = _verify_part(part, candidate, planned.cases, facts)
     about["notes"] = (*about["notes"], *planned.notes)
     return Report(tuple(outcomes), files=(_describe(part, path, path),), seconds=time.perf_counter() - start, **about)
 
@@ -158,7 +160,7 @@ def _write_verified(
             graph = build_graph(part, traced, opset, _metadata(part, len(planned.cases)))
             beside = write_beside(part.path, graph.SerializeToString(deterministic=True))
             written.append((part, beside))
-            outcomes += _verify_part(part, OnnxRuntime(beside), planned.cases)
+            outcomes += _verify_part(part, OnnxRuntime(beside), planned.cases, part.metadata)
             _explain(part, traced, planned.cases, outcomes[-len(planned.cases) :])
         require(Report(tuple(outcomes), **about), " and ".join(str(part.path) for part in parts))
         files = tuple(_describe(part, beside, part.path) for part, beside in written)
@@ -203,8 +205,11 @@ def _reference(part: Part) -> TorchRuntime:
     return TorchRuntime(part.module, part.inputs, part.output_names)
 
 
-def _verify_part(part: Part, candidate: OnnxRuntime, cases: Sequence[Case]) -> list[Outcome]:
-    return verify(part.subject, _reference(part), candidate, cases)
+def _verify_part(
+    part: Part, candidate: OnnxRuntime, cases: Sequence[Case], facts: Mapping[str, Any]
+) -> list[Outcome]:
+    outcomes = compare_facts(part.subject.part, facts, candidate.metadata)
+    return outcomes + verify(part.subject, _reference(part), candidate, cases)
 
 
 def _describe(part: Part, file: Path, shown: Path) -> WrittenFile:

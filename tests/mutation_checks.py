@@ -73,7 +73,22 @@ TESTS = {
     "verification": (test_verification, test_live_modules),
 }
 SHAPES = ((1, 1, 1, 1), (3, 1, 2, 2), (1, 5, 3, 4), (3, 7, 2, 3), (2, 26, 1, 5))
-SLOW = 1.0  # seconds of a test beyond which it is left to the tests' own run
+SLOW = 3.0  # seconds of a test beyond which it is left to the tests' own run
+
+
+# Functions of seqexport.recurrent that are called when a program was traced already; of the other modules all are, or none.
+LOWERING = {
+    "recurrent": (
+        "_ints _reordered _concat _layer_parameters _lower _lower_lstm _lower_gru _lower_rnn _lower_projected _folded "
+        "_first_read translations ONNX_GATE_ORDER"
+    ).split()
+}
+_anew = [True]
+
+
+def slipped(module, function):
+    """Whether nets must be traced anew to see a slip there; otherwise the programs traced before it do."""
+    _anew[0] = not (module in ("graphs", "freezing") or function in LOWERING.get(module, ()))
 
 
 class Exported:
@@ -88,20 +103,25 @@ class Exported:
         with evaluating(part.module):
             reference = TorchRuntime(part.module, part.inputs, part.output_names)
             self.expected = [reference.run(values) for values in feeds]
-        self.honest = self.exported()
+        self.honest = self.lowered(*self.traced())
+        self.kept = self.traced()
         self.nodes = exporter._count_nodes(onnx.load_from_string(self.honest).graph)
         self.compare(self.honest)
 
-    def exported(self):
+    def traced(self):
         part = self.make()
         with evaluating(part.module):
             sizes = part.subject.further or example_sizes(part.inputs, part.module)
-            traced = trace(part.module, part.inputs, sizes)
+            return part, trace(part.module, part.inputs, sizes)
+
+    def lowered(self, part, traced):
+        with evaluating(part.module):
             return graphs.build_graph(part, traced, 20, {}).SerializeToString(deterministic=True)
 
     def __call__(self):
-        self.compare_torch()
-        found = self.exported()
+        if _anew[0]:
+            self.compare_torch()
+        found = self.lowered(*(self.traced() if _anew[0] else self.kept))
         if found != self.honest:
             self.compare(found)
 
@@ -254,6 +274,8 @@ def checks(module):
     found |= {name: written(name) for name in WRITTEN.get(module, "").split()}
     for tested in TESTS[module]:
         for name, test in tests(tested).items():
+            if module == "recurrent" and "the_operator_itself" not in name:
+                continue  # the nets above are the same
             start = time.monotonic()
             try:
                 test()

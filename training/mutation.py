@@ -58,7 +58,7 @@ _DROPPED = (ast.Expr, ast.Assign, ast.AugAssign, ast.Raise, ast.Assert, ast.Dele
 
 @dataclass(frozen=True)
 class Mutant:
-    """One slip: the function and line, the statement's text before and after, and the whole module's code."""
+    """One slip: the function and line, the statement's text before and after, and the code of what it changes."""
 
     module: str
     function: str
@@ -86,14 +86,49 @@ def mutants(module: str, source: str) -> Iterator[Mutant]:
         if function in WORDS.get(module, ()) or id(statement) in silent:
             continue
         before = _shown(statement)
-        for put in _changes(statement, block, place, silent):
+        for put in _changes(statement, block, place, silent, block is tree.body):
             undo = put()
             try:
                 after = _shown(block[place])
-                code = compile(ast.fix_missing_locations(tree), f"<{module} mutated>", "exec")
+                code = _affected(tree, _top(tree, block[place]))
             finally:
                 undo()
             yield Mutant(module, function, statement.lineno, before, after, code)
+
+
+def _affected(tree: ast.Module, changed: ast.stmt) -> CodeType:
+    """The code of a statement of the module, and of those after it that were made of what it defines.
+
+    Not of the whole module, which would register its operators anew, so that programs traced before had others.
+    """
+    names, kept = _defined(changed), [changed]
+    for statement in tree.body[tree.body.index(changed) + 1 :]:
+        if names & {node.id for part in _made_of(statement) for node in ast.walk(part) if isinstance(node, ast.Name)}:
+            names |= _defined(statement)
+            kept.append(statement)
+    future = ast.ImportFrom("__future__", [ast.alias("annotations")], 0)
+    whole = ast.Module([future, *kept], [])
+    return compile(ast.fix_missing_locations(whole), "<mutated>", "exec")
+
+
+def _top(tree: ast.Module, statement: ast.stmt) -> ast.stmt:
+    return next(top for top in tree.body if any(node is statement for node in ast.walk(top)))
+
+
+def _defined(statement: ast.stmt) -> set[str]:
+    if isinstance(statement, (ast.FunctionDef, ast.ClassDef)):
+        return {statement.name} - {"_"}
+    return {node.id for node in ast.walk(statement) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+
+
+def _made_of(statement: ast.stmt) -> list[ast.expr]:
+    """What a statement evaluates when the module is imported."""
+    if isinstance(statement, ast.ClassDef):
+        return [*statement.bases, *statement.decorator_list]
+    if isinstance(statement, ast.FunctionDef):
+        return [*statement.decorator_list, *statement.args.defaults]
+    value = getattr(statement, "value", None)
+    return [value] if isinstance(value, ast.expr) else []
 
 
 def _silent(tree: ast.AST) -> set[int]:
@@ -138,9 +173,11 @@ def _shown(statement: ast.stmt) -> str:
     return " ".join(ast.unparse(ast.fix_missing_locations(copy.copy(statement))).removesuffix("pass").split())
 
 
-def _changes(statement: ast.stmt, block: list[ast.stmt], place: int, silent: set[int]) -> Iterator[Any]:
+def _changes(
+    statement: ast.stmt, block: list[ast.stmt], place: int, silent: set[int], at_top: bool
+) -> Iterator[Any]:
     """Functions that make one slip in the statement, and give one that undoes it."""
-    if isinstance(statement, _DROPPED):
+    if isinstance(statement, _DROPPED) and not at_top:  # of a module's own names each is needed, or is a name only
         yield lambda: _put(block, place, ast.Pass())
     pending: list[ast.AST] = [statement]
     while pending:
@@ -217,8 +254,6 @@ def _shifted(part: ast.Slice) -> Iterator[ast.Slice]:
 def install(module: ModuleType, code: CodeType) -> None:
     """Run the code as the module, and let those that imported from it have what is new."""
     before = {name: value for name, value in vars(module).items() if not name.startswith("__")}
-    for name in before:  # so that a definition that is left out is missing
-        delattr(module, name)
     exec(code, vars(module))
     for other in list(sys.modules.values()):
         names = getattr(other, "__dict__", None)
@@ -235,10 +270,14 @@ def _ours(module: ModuleType) -> bool:
 
 
 class Server:
-    """Forks a child for each mutant. checks: name → what raises where something is wrong."""
+    """Forks a child for each mutant. checks: name → what raises where something is wrong.
 
-    def __init__(self, checks: Mapping[str, Any]) -> None:
+    lowering: told the module and function of the slip, so that what it can't reach need not be done again.
+    """
+
+    def __init__(self, checks: Mapping[str, Any], lowering: Any = lambda module, function: None) -> None:
         self.order = list(checks)
+        self.lowering = lowering
         self.checks = checks
         self.seconds = 600.0
 
@@ -267,6 +306,7 @@ class Server:
                 os.dup2(sink, 1)
                 os.dup2(sink, 2)
                 install(importlib.import_module(f"seqexport.{mutant.module}"), mutant.code)
+                self.lowering(mutant.module, mutant.function.partition(".")[0])
             for place, name in enumerate(self.order):
                 code = place + 1
                 self.checks[name]()
@@ -305,7 +345,7 @@ def measure(modules: Sequence[str], seconds: float, start: int = 0) -> Iterator[
     checks = importlib.import_module("mutation_checks")
     end = time.monotonic() + seconds
     for module in modules:
-        server = Server(checks.checks(module))
+        server = Server(checks.checks(module), checks.slipped)
         began = time.monotonic()
         if server.killer(None) is not None:
             raise SystemExit("error: The checks fail without any slip; mend that first.")
@@ -316,6 +356,8 @@ def measure(modules: Sequence[str], seconds: float, start: int = 0) -> Iterator[
             if time.monotonic() > end:
                 break
             result.tried += 1
+            if result.tried % 20 == 0:
+                print(f"{module}: {result.tried} of {len(everything)}", file=sys.stderr, flush=True)
             if (killer := server.killer(mutant)) is None:
                 reason = reason_of(mutant)
                 result.survivors = (*result.survivors, (mutant, reason))

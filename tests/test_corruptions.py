@@ -1,0 +1,119 @@
+"""Whatever is wrong with a file, the verifier finds it: every row of tests/corruptions.py, on nets where it matters."""
+
+import functools
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+import pytest
+from conftest import PREPROCESSING, characters, randomised
+from corruptions import HIDDEN, TABLE
+
+import seqexport
+from seqexport import SeqExportError, exporter, graphs
+from seqexport.checkpoint import Checkpoint
+from seqexport.functional import evaluating
+from seqexport.networks import Network
+from seqexport.parts import checkpoint_parts
+from seqexport.runtimes import OnnxRuntime, TorchRuntime
+from seqexport.specs import NetworkSpec
+from seqexport.text import UNKNOWN, Vocabulary
+from seqexport.tracing import example_sizes, trace
+from seqexport.verification import TOLERANCE, compare_facts, plan, verify
+
+TOKENS = {"vocabulary": characters().to_dict()}
+WIDE = {"vocabulary": Vocabulary("word", (UNKNOWN, *(f"w{n}" for n in range(4999)))).to_dict()}
+LABELS = {"labels": ["no", "yes", "both"]}
+TEXT = {"vocabulary": 30, "outputs": 3}
+# File → its network, its task, its preprocessing. HIDDEN features where nothing else says how many, so that W is square.
+NETS = {
+    "lstm": ({"cell": "lstm", "layers": 2, "outputs": HIDDEN}, None, {}),
+    "gru": ({"cell": "gru", "layers": 2, "outputs": 3}, None, {}),
+    "rnn": ({"cell": "rnn", "outputs": 3}, None, {}),
+    "projected": ({"cell": "lstm", "projection": 4}, None, {}),
+    "both": ({"cell": "lstm", "bidirectional": True, "pooling": "last"} | TEXT, "classify", TOKENS | LABELS),
+    "mean": ({"cell": "gru", "pooling": "mean"} | TEXT, "classify", TOKENS | LABELS),
+    "last": ({"cell": "lstm", "pooling": "last"} | TEXT, "classify", TOKENS | LABELS),
+    "forecast": ({"cell": "gru", "features": 1, "outputs": 2}, "forecast", PREPROCESSING),
+    "generator": ({"cell": "lstm", "vocabulary": 30, "outputs": 30}, "generate", TOKENS),
+    "wide": ({"cell": "rnn", "vocabulary": 5000, "outputs": 3, "pooling": "last"}, "classify", WIDE | LABELS),
+    "wide generator": ({"cell": "rnn", "vocabulary": 5000, "outputs": 5000}, "generate", WIDE),
+}
+# File → the net that it belongs to, where it is the pipeline's.
+PIPELINES = {
+    "both classify": "both",
+    "mean classify": "mean",
+    "last classify": "last",
+    "forecast": "forecast",
+    "generate": "generator",
+    "wide classify": "wide",
+    "wide generate": "wide generator",
+}
+ROWS = [(name, file) for name, row in TABLE.items() for file in row.files]
+
+
+@pytest.fixture(scope="module")
+def honest(tmp_path_factory):
+    """File → its part, the honest model, and the cases with what torch gives; each is made when it is first asked for."""
+    folder = tmp_path_factory.mktemp("honest")
+
+    @functools.cache
+    def parts_of(net):
+        options, task, preprocessing = NETS[net]
+        network = randomised(Network(NetworkSpec(**{"features": HIDDEN, "hidden_size": HIDDEN} | options)))
+        checkpoint = Checkpoint(
+            path=folder / f"{net}.pt",
+            spec=network.spec,
+            weights=network.state_dict(),
+            sha256="0" * 64,
+            task=task,
+            preprocessing=preprocessing,
+        )
+        return checkpoint_parts(checkpoint, folder / f"{net}.onnx", "optional")[0]
+
+    @functools.cache
+    def made(file):
+        part = parts_of(PIPELINES.get(file, file))[file in PIPELINES]
+        with evaluating(part.module):
+            traced = trace(part.module, part.inputs, example_sizes(part.inputs, part.module))
+            planned = plan(part.subject)
+            model = graphs.build_graph(part, traced, 20, exporter._metadata(part, len(planned.cases)))
+            reference = TorchRuntime(part.module, part.inputs, part.output_names)
+            cases = [replace(case, expected=reference.run(case.feeds)) for case in planned.cases]
+        return part, model, cases, reference
+
+    return made
+
+
+def caught(part, model, cases, reference):
+    """The first case that does not pass, or what the file could not even be loaded for."""
+    try:
+        candidate = OnnxRuntime(model.SerializeToString())
+    except SeqExportError as error:
+        return str(error)
+    for outcome in compare_facts(part.subject.part, part.metadata, candidate.metadata):
+        return outcome.notes[0]
+    for case in cases:
+        (outcome,) = verify(part.subject, reference, candidate, [case])
+        if not outcome.passed(TOLERANCE):
+            return outcome.case
+    return None
+
+
+@pytest.mark.parametrize("file", [*dict.fromkeys(file for _, file in ROWS)])
+def test_the_honest_file_passes(honest, file):
+    assert caught(*honest(file)) is None
+
+
+@pytest.mark.parametrize(("name", "file"), ROWS)
+def test_a_corruption_is_caught(honest, name, file):
+    part, model, cases, reference = honest(file)
+    spoilt = onnx.ModelProto.FromString(model.SerializeToString())
+    TABLE[name].spoil(spoilt)
+    assert spoilt.SerializeToString(deterministic=True) != model.SerializeToString(deterministic=True), "nothing changed"
+    assert caught(part, spoilt, cases, reference) is not None, TABLE[name].reason
+
+
+def test_there_are_many_kinds():
+    assert len(TABLE) >= 25
+    assert all(row.reason and row.files for row in TABLE.values())
