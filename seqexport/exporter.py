@@ -205,9 +205,7 @@ def _reference(part: Part) -> TorchRuntime:
     return TorchRuntime(part.module, part.inputs, part.output_names)
 
 
-def _verify_part(
-    part: Part, candidate: OnnxRuntime, cases: Sequence[Case], facts: Mapping[str, Any]
-) -> list[Outcome]:
+def _verify_part(part: Part, candidate: OnnxRuntime, cases: Sequence[Case], facts: Mapping[str, Any]) -> list[Outcome]:
     outcomes = compare_facts(part.subject.part, facts, candidate.metadata)
     return outcomes + verify(part.subject, _reference(part), candidate, cases)
 

@@ -262,9 +262,7 @@ class Generate(Pipeline):
         return tuple(choose(several, read_all_but_last, pass_on, (prompt, *state)))
 
     @torch.no_grad()
-    def cumulative(
-        self, prompt: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, *state: Tensor
-    ) -> Tensor:
+    def cumulative(self, prompt: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, *state: Tensor) -> Tensor:
         """prompt (B, T) and the settings → the cumulative distribution of the token after it (B, V), in float64."""
         read, answer = self.network.as_functions()
         y, _ = read(prompt.transpose(0, 1), state or self.network.zero_state(prompt.shape[0]))

@@ -14,6 +14,7 @@ import ast
 import copy
 import importlib
 import os
+import re
 import signal
 import sys
 import time
@@ -164,7 +165,7 @@ def _statements(tree: ast.AST, function: str = "") -> Iterator[tuple[str, list[a
 
 def _shown(statement: ast.stmt) -> str:
     """The statement's own text, without the statements in it."""
-    emptied = {name: [] for name in ("orelse", "finalbody", "handlers") if hasattr(statement, name)}
+    emptied: dict[str, Any] = {name: [] for name in ("orelse", "finalbody", "handlers") if hasattr(statement, name)}
     if hasattr(statement, "body"):
         fields = dict(ast.iter_fields(statement)) | emptied | {"body": [ast.Pass()]}
         if isinstance(statement, ast.Try):
@@ -173,9 +174,7 @@ def _shown(statement: ast.stmt) -> str:
     return " ".join(ast.unparse(ast.fix_missing_locations(copy.copy(statement))).removesuffix("pass").split())
 
 
-def _changes(
-    statement: ast.stmt, block: list[ast.stmt], place: int, silent: set[int], at_top: bool
-) -> Iterator[Any]:
+def _changes(statement: ast.stmt, block: list[ast.stmt], place: int, silent: set[int], at_top: bool) -> Iterator[Any]:
     """Functions that make one slip in the statement, and give one that undoes it."""
     if isinstance(statement, _DROPPED) and not at_top:  # of a module's own names each is needed, or is a name only
         yield lambda: _put(block, place, ast.Pass())
@@ -183,7 +182,7 @@ def _changes(
     while pending:
         holder = pending.pop(0)
         for field, value in ast.iter_fields(holder):
-            slots = [(value, at, node) for at, node in enumerate(value)] if isinstance(value, list) else []
+            slots: list[Any] = [(value, at, node) for at, node in enumerate(value)] if isinstance(value, list) else []
             for owner, at, node in slots or [(holder, field, value)]:
                 if not isinstance(node, ast.AST) or isinstance(node, (ast.stmt, ast.ExceptHandler)):
                     continue
@@ -339,8 +338,8 @@ class Result:
     survivors: tuple[tuple[Mutant, str], ...] = ()
 
 
-def measure(modules: Sequence[str], seconds: float, start: int = 0) -> Iterator[Result]:
-    """Try the mutants of each module until the time is up."""
+def measure(modules: Sequence[str], seconds: float, every: int = 1, only: str = "") -> Iterator[Result]:
+    """Try every so manieth mutant of each module, or of some functions, until the time is up."""
     sys.path.insert(0, str(ROOT / "tests"))
     checks = importlib.import_module("mutation_checks")
     end = time.monotonic() + seconds
@@ -351,8 +350,10 @@ def measure(modules: Sequence[str], seconds: float, start: int = 0) -> Iterator[
             raise SystemExit("error: The checks fail without any slip; mend that first.")
         server.seconds = LIMIT * (time.monotonic() - began)
         result = Result(module)
-        everything = list(mutants(module, (ROOT / "seqexport" / f"{module}.py").read_text(encoding="utf-8")))[start:]
-        for mutant in everything:
+        source = (ROOT / "seqexport" / f"{module}.py").read_text(encoding="utf-8")
+        everything = [mutant for mutant in mutants(module, source) if re.search(only, mutant.function)]
+        left = [mutant for place in range(every) for mutant in everything[place::every]]
+        for mutant in left:
             if time.monotonic() > end:
                 break
             result.tried += 1
@@ -378,7 +379,10 @@ def reason_of(mutant: Mutant) -> str:
 
 def table(results: Sequence[Result]) -> str:
     """Counts by file, and the survivors."""
-    lines = ["| file | slips | killed | survive, no number changes | survive | not tried |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| file | slips | killed | survive, no number changes | survive | not tried |",
+        "|---|---|---|---|---|---|",
+    ]
     for result in results:
         known = sum(bool(reason) for _, reason in result.survivors)
         counts = (result.tried, result.tried - len(result.survivors), known, len(result.survivors) - known, result.left)
@@ -396,12 +400,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m training.mutation", description="Slip into our own code and see whether it shows.")
     parser.add_argument("modules", nargs="*", default=list(MODULES), help=f"of {', '.join(MODULES)} (default: all)")
     parser.add_argument("--seconds", type=float, default=1e9, help="stop after so many")
-    parser.add_argument("--start", type=int, default=0, metavar="N", help="leave out the first N slips of each module")
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="begin with every Nth slip, for a sample")
+    parser.add_argument("--only", default="", metavar="PATTERN", help="slips in functions of such names")
     parser.add_argument("--write", action="store_true", help="put the table into DECISIONS.md, between its markers")
     options = parser.parse_args(arguments)
     if unknown := set(options.modules) - set(MODULES):
         parser.error(f"there is no module {unknown.pop()}; expected {', '.join(MODULES)}")
-    results = list(measure(options.modules, options.seconds, options.start))
+    results = list(measure(options.modules, options.seconds, options.every, options.only))
     found = table(results)
     print(found)
     if options.write:
