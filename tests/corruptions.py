@@ -30,7 +30,6 @@ from spoiling import (
     head,
     inputs_swapped,
     ints,
-    largest_nudged,
     last_of_y,
     layers_swapped,
     metadata,
@@ -122,7 +121,9 @@ TABLE: dict[str, Corruption] = {
     "smallest bias of the head off by 1e-3": Corruption(
         ("lstm", "gru", "generator"), head(smallest_nudged, 1), ROUNDED
     ),
-    "weight of a generator's head off by 1e-2": Corruption(("generate",), head(largest_nudged, 0), ROUNDED),
+    "one token's weights in a generator's head off by 1e-2": Corruption(
+        ("generate",), head(row_nudged(3, 1e-2), 0), ROUNDED
+    ),
     "bias of a generator's head off by 1e-3": Corruption(("generate",), head(smallest_nudged, 1), ROUNDED),
     "weight of a generator's W off by 1e-3": Corruption(("generate",), weight(1, smallest_nudged), ROUNDED),
     "first row of an embedding": Corruption(("generator", "generate", "both"), embedding(row_nudged(0)), ROUNDED),
