@@ -24,7 +24,7 @@ from seqexport.graphs import DEFAULT_OPSET, OPSETS, build_graph
 from seqexport.inference import Choices
 from seqexport.modules import UserModule
 from seqexport.parts import Part, State, checkpoint_parts, module_parts
-from seqexport.runtimes import OnnxRuntime, TorchRuntime, onnx_metadata
+from seqexport.runtimes import OnnxRuntime, TorchRuntime, onnx_metadata, parse_metadata
 from seqexport.tracing import Trace, example_sizes, sizes_against, trace
 from seqexport.verification import (
     TOLERANCE,
@@ -206,7 +206,7 @@ def _reference(part: Part) -> TorchRuntime:
 
 
 def _verify_part(part: Part, candidate: OnnxRuntime, cases: Sequence[Case], facts: Mapping[str, Any]) -> list[Outcome]:
-    outcomes = compare_facts(part.subject.part, facts, candidate.metadata)
+    outcomes = compare_facts(part.subject.part, parse_metadata(_as_written(facts)), candidate.metadata)
     return outcomes + verify(part.subject, _reference(part), candidate, cases)
 
 
@@ -233,6 +233,10 @@ def _metadata(part: Part, cases: int) -> dict[str, str]:
         "versions": versions | {"python": platform.python_version()},
         "verification": {"passed": True, "tolerance": TOLERANCE, "cases": cases},
     }
+    return _as_written(values)
+
+
+def _as_written(values: Mapping[str, Any]) -> dict[str, str]:
     return {
         name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         for name, value in values.items()

@@ -300,8 +300,16 @@ def _cases(subject: Subject) -> list[Case]:
 
 
 def _unread(subject: Subject, spec: TensorSpec, cases: Sequence[Case], rng: np.random.Generator) -> Iterator[Case]:
-    """Cases that read the tokens which no case reads often: a row of an embedding shows nowhere else."""
-    if {"batch", "time"} - set(spec.dims) or not isinstance(spec.low, int) or not isinstance(spec.high, int):
+    """Cases that read the tokens which no case reads often: a row of an embedding shows nowhere else.
+
+    Not for a user's module, of which nothing says that one step of its integers is a text, nor how many there are.
+    """
+    if (
+        subject.further is not None
+        or {"batch", "time"} - set(spec.dims)
+        or not isinstance(spec.low, int)
+        or not isinstance(spec.high, int)
+    ):
         return
     read, counts = np.unique(np.concatenate([case.feeds[spec.name].ravel() for case in cases]), return_counts=True)
     left = np.setdiff1d(np.arange(spec.low, spec.high + 1), read[counts >= OFTEN])

@@ -36,7 +36,7 @@ def rewritten(model, name, change):
     honest = numpy_helper.to_array(tensor)
     array = change(honest.copy())
     assert (array.dtype, array.shape) == (honest.dtype, honest.shape), "a runtime would refuse it, whoever verifies"
-    tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(array), name))
+    tensor.CopyFrom(numpy_helper.from_array(np.array(array, order="C"), name))
 
 
 def weight(index, change, layer=0):

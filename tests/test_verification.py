@@ -3,6 +3,7 @@
 from functools import partial
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from conftest import forecaster, save_classifier, save_forecaster, save_generator
@@ -89,6 +90,16 @@ def test_a_deliberate_corruption_is_caught_and_nothing_is_written(tmp_path, monk
     assert {outcome.part for outcome in caught.value.report.failures()} == {"network"}
     assert (tmp_path / "net.onnx").read_bytes() == b"an older file"
     assert {file.name for file in tmp_path.iterdir()} == {"net.pt", "net.onnx"}
+
+
+def test_a_file_that_says_another_thing_of_itself_than_its_checkpoint_is_found_later(tmp_path, exported):
+    path = exported["gru"].with_suffix(".forecast.onnx")
+    model = onnx.load(path)
+    assert seqexport.verify_files(exported["gru"], path).passed
+    TABLE["scaling another in metadata"].spoil(model)
+    onnx.save(model, tmp_path / "spoilt.onnx")
+    report = seqexport.verify_files(exported["gru"], tmp_path / "spoilt.onnx")
+    assert [outcome.case for outcome in report.failures()] == ["what the file says of itself"]
 
 
 @pytest.mark.parametrize(
