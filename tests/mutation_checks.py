@@ -113,8 +113,8 @@ class Exported:
         with evaluating(part.module):
             reference = TorchRuntime(part.module, part.inputs, part.output_names)
             self.expected = [reference.run(values) for values in feeds]
-        self.kept = self.traced()
-        self.honest = self.lowered(*self.kept)
+        self.honest = self.lowered(*self.traced())
+        self.kept = self.traced()  # another one, since a program that was lowered once is not as it was
         self.nodes = exporter._count_nodes(onnx.load_from_string(self.honest).graph)
         self.compare(self.honest)
 

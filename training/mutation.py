@@ -301,9 +301,10 @@ class Server:
         code = 255
         try:
             if mutant is not None:
-                sink = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(sink, 1)
-                os.dup2(sink, 2)
+                if mutant.line:  # what a slip leads to is not for reading
+                    sink = os.open(os.devnull, os.O_WRONLY)
+                    os.dup2(sink, 1)
+                    os.dup2(sink, 2)
                 install(importlib.import_module(f"seqexport.{mutant.module}"), mutant.code)
                 self.lowering(mutant.module, mutant.function.partition(".")[0])
             for place, name in enumerate(self.order):
@@ -311,7 +312,7 @@ class Server:
                 self.checks[name]()
             code = 0
         except BaseException as error:  # whatever a slip leads to, an exit among them
-            if mutant is None:
+            if mutant is None or not mutant.line:
                 print(f"{self.order[code - 1]}: {type(error).__name__}: {error}", file=sys.stderr)
         finally:
             os._exit(code)
