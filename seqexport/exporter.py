@@ -26,7 +26,7 @@ from seqexport.inference import Choices
 from seqexport.metrics import read_samples, task_metric
 from seqexport.modules import UserModule
 from seqexport.parts import Part, State, checkpoint_parts, module_parts
-from seqexport.runtimes import OnnxRuntime, TorchRuntime, onnx_metadata
+from seqexport.runtimes import OnnxRuntime, TorchRuntime, onnx_metadata, parse_metadata
 from seqexport.tracing import Trace, example_sizes, sizes_against, trace
 from seqexport.verification import (
     TOLERANCE,
@@ -37,6 +37,7 @@ from seqexport.verification import (
     Report,
     Sample,
     WrittenFile,
+    compare_facts,
     plan,
     require,
     verify,
@@ -128,7 +129,8 @@ def verify_files(
         raise FileError(f"{path} was written from another checkpoint than {source}: export it again.")
     with evaluating(part.module):
         planned = plan(part.subject, _reference(part))
-        outcomes = _verify_part(part, candidate, planned.cases)
+        facts = part.metadata if "part" in metadata else {}  # a file that others wrote says nothing of itself
+        outcomes = _verify_part(part, candidate, planned.cases, facts)
         tried, samples = _examined(part, candidate, path) if thorough else ([], ())
         if data is not None:
             tried.append(_measured(part, candidate, metadata, Path(data)))
@@ -196,9 +198,15 @@ def _write_verified(
             planned = _plan(part, traced)
             notes += planned.notes
             graph = build_graph(part, traced, opset, _metadata(part, len(planned.cases)))
+<<<<<<< HEAD
             draft = write_beside(part.path, graph.SerializeToString(deterministic=True))
             written.append((part, draft))
             outcomes += _verify_part(part, OnnxRuntime(draft.file), planned.cases)
+=======
+            beside = write_beside(part.path, graph.SerializeToString(deterministic=True))
+            written.append((part, beside))
+            outcomes += _verify_part(part, OnnxRuntime(beside), planned.cases, part.metadata)
+>>>>>>> mutants
             _explain(part, traced, planned.cases, outcomes[-len(planned.cases) :])
         require(Report(tuple(outcomes), **about), " and ".join(str(part.path) for part in parts))
         files = tuple(_describe(part, draft.file, part.path) for part, draft in written)
@@ -237,8 +245,9 @@ def _reference(part: Part) -> TorchRuntime:
     return TorchRuntime(part.module, part.inputs, part.output_names)
 
 
-def _verify_part(part: Part, candidate: OnnxRuntime, cases: Sequence[Case]) -> list[Outcome]:
-    return verify(part.subject, _reference(part), candidate, cases)
+def _verify_part(part: Part, candidate: OnnxRuntime, cases: Sequence[Case], facts: Mapping[str, Any]) -> list[Outcome]:
+    outcomes = compare_facts(part.subject.part, parse_metadata(_as_written(facts)), candidate.metadata)
+    return outcomes + verify(part.subject, _reference(part), candidate, cases)
 
 
 def _describe(part: Part, file: Path, shown: Path) -> WrittenFile:
@@ -262,6 +271,10 @@ def _metadata(part: Part, cases: int) -> dict[str, str]:
         "versions": _versions(),
         "verification": {"passed": True, "tolerance": TOLERANCE, "cases": cases},
     }
+    return _as_written(values)
+
+
+def _as_written(values: Mapping[str, Any]) -> dict[str, str]:
     return {
         name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         for name, value in values.items()

@@ -93,7 +93,8 @@ def _pipeline_subject(pipeline: Pipeline, inputs: tuple[TensorSpec, ...], state_
         scaling = pipeline.scaling
 
         def in_units(z: np.ndarray) -> np.ndarray:
-            return scaling.undo(torch.from_numpy(z)).numpy()
+            """Some values stay as they are, so that there are some below zero, which a root must take as zero."""
+            return np.where(z < -1, z, scaling.undo(torch.from_numpy(z)).numpy())
 
         return Subject(pipeline.name, inputs, state_map, chunked="history", prepare={"history": in_units})
     if isinstance(pipeline, Generate):
@@ -107,6 +108,7 @@ def _pipeline_subject(pipeline: Pipeline, inputs: tuple[TensorSpec, ...], state_
             per_step={"tokens": 1},
             settings=SAMPLING if all(part.name != "temperature" or part.optional for part in inputs) else SAMPLING[-1:],
             decisions=(Decision("tokens", "token", lambda tokens: tokens, partial(_token_margin, pipeline), True),),
+            sharpen=partial(_beside_an_edge, pipeline),
         )
     labels = [
         Decision(name, "label", lambda probabilities: probabilities.argmax(-1), partial(_label_margin, name))
@@ -139,15 +141,35 @@ def _token_margin(
 ) -> float:
     row, step = place
     read = np.concatenate([feeds["prompt"][row], expected["tokens"][row, :step]])
-    sizes = {"batch": len(feeds["prompt"])}
-    values = {spec.name: feeds.get(spec.name) for spec in pipeline.inputs[2:]}
-    settings = [
-        torch.tensor(spec.filled(sizes) if values[spec.name] is None else values[spec.name])
-        for spec in pipeline.inputs[2:]
-    ]
+    settings = _settings(pipeline, feeds)
     state = [part[:, row : row + 1] for part in settings[3:]]
     u = torch.tensor(feeds["uniforms"][row, step])
     return pipeline.margin(torch.tensor(read)[None], u, *settings[:3], *state)
+
+
+def _settings(pipeline: Generate, feeds: Mapping[str, np.ndarray]) -> list[torch.Tensor]:
+    """What follows prompt and uniforms: the values fed, and the defaults of those that are not."""
+    sizes = {"batch": len(feeds["prompt"])}
+    return [
+        torch.tensor(feeds[spec.name] if spec.name in feeds else spec.filled(sizes)) for spec in pipeline.inputs[2:]
+    ]
+
+
+# How far beside the place where the choice turns a uniform number is put: beyond the tolerance, so that it is no tie.
+BESIDE = 1.5e-5
+
+
+def _beside_an_edge(pipeline: Generate, feeds: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    """Each row's first uniform moves to beside the nearest edge of the distribution, on the side where it was: drawn at
+    random, it would let errors of a hundredth pass."""
+    edges = pipeline.cumulative(torch.tensor(feeds["prompt"]), *_settings(pipeline, feeds)).numpy()  # (B, V)
+    uniforms = feeds["uniforms"].copy()
+    for first, row in zip(uniforms[:, :1], edges, strict=True):
+        inner = row[(row > 2 * BESIDE) & (row < 1 - 2 * BESIDE)]
+        if inner.size:
+            edge = inner[np.abs(inner - first).argmin()]
+            first[:] = edge + (BESIDE if first > edge else -BESIDE)
+    return {**feeds, "uniforms": uniforms}
 
 
 def module_parts(

@@ -262,6 +262,17 @@ class Generate(Pipeline):
         return tuple(choose(several, read_all_but_last, pass_on, (prompt, *state)))
 
     @torch.no_grad()
+    def cumulative(self, prompt: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, *state: Tensor) -> Tensor:
+        """prompt (B, T) and the settings → the cumulative distribution of the token after it (B, V), in float64."""
+        read, answer = self.network.as_functions()
+        y, _ = read(prompt.transpose(0, 1), state or self.network.zero_state(prompt.shape[0]))
+        p = torch.softmax(answer(y[-1]).double() / temperature.double().clamp(min=COLDEST), -1)
+        if top_k == 0 and top_p == 1:
+            return _cumulative(p, top_k, top_p)
+        size = p.shape[-1]
+        return _cumulative_of_likeliest(p, top_k.clamp(max=size) if top_k > 0 else torch.tensor(size), top_p)
+
+    @torch.no_grad()
     def margin(
         self,
         tokens: Tensor,

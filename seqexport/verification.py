@@ -8,8 +8,9 @@ held against the whole.
 from __future__ import annotations
 
 import itertools
+import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -38,6 +39,9 @@ SIZES = (
     (16, 3, 5, 3),
     (2, 257, 2, 9),
 )
+# Tokens that the cases above read less often than OFTEN, at places where they may not show, are read once more, each as
+# a text of one step: at most UNREAD of them, AT_A_TIME, since each takes the time and memory of all its logits.
+OFTEN, UNREAD, AT_A_TIME = 12, 5000, 500
 CHUNKS = ((1, 11), (6, 6), (5, 1, 6), (1,) * 12)
 SEED = 20
 
@@ -72,6 +76,8 @@ class Subject:
     settings: values of optional inputs other than the state, one of them for each case in turn.
     further: by how much a case's dims are enlarged where the reference itself can't run so small, as a convolution
         can't with fewer steps than its kernel has; None where it always can.
+    sharpen: a case's values → values at which small errors show: a number drawn at random seldom lies where a choice
+        turns.
     """
 
     part: str
@@ -86,6 +92,7 @@ class Subject:
     settings: Sequence[Mapping[str, float]] = ({},)
     decisions: tuple[Decision, ...] = ()
     further: Mapping[str, int] | None = None
+    sharpen: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]] = dict
 
 
 @dataclass(frozen=True)
@@ -343,7 +350,30 @@ def _cases(subject: Subject) -> list[Case]:
             sizes[subject.along] = sum(chunks)
             about = [f"chunks of {' + '.join(map(str, chunks))} steps against the whole"]
             cases.append(make_case(subject, about, sizes, True, next(settings), rng, chunks))
-    return cases
+    return cases + [case for spec in subject.inputs for case in _unread(subject, spec, cases, rng)]
+
+
+def _unread(subject: Subject, spec: TensorSpec, cases: Sequence[Case], rng: np.random.Generator) -> Iterator[Case]:
+    """Cases that read the tokens which no case reads often: a row of an embedding shows nowhere else.
+
+    Not for a user's module, of which nothing says that one step of its integers is a text, nor how many there are.
+    """
+    if (
+        subject.further is not None
+        or {"batch", "time"} - set(spec.dims)
+        or not isinstance(spec.low, int)
+        or not isinstance(spec.high, int)
+    ):
+        return
+    read, counts = np.unique(np.concatenate([case.feeds[spec.name].ravel() for case in cases]), return_counts=True)
+    left = np.setdiff1d(np.arange(spec.low, spec.high + 1), read[counts >= OFTEN])
+    left = left[:: -(-len(left) // UNREAD) or 1]
+    for start in range(0, len(left), AT_A_TIME):
+        tokens = left[start : start + AT_A_TIME]
+        sizes = {dim: len(tokens) if dim == "batch" else 1 for dim in dynamic_dims(subject.inputs)}
+        case = make_case(subject, [f"{len(tokens)} more of {spec.name}"], sizes, False, {}, rng)
+        values = tokens.astype(spec.dtype).reshape(spec.shape(sizes))
+        yield replace(case, feeds=subject.sharpen({**case.feeds, spec.name: values}))
 
 
 def make_case(
@@ -373,7 +403,7 @@ def make_case(
                 values = np.minimum(values, max(1, sizes[spec.high] - 1)).astype(spec.dtype)
         feeds[spec.name] = subject.prepare[spec.name](values) if spec.name in subject.prepare else values
     shown = [f"{name} {value:g}" for name, value in settings.items()]
-    return Case(" · ".join(filter(None, [*about, *shown])), feeds, chunks, dict(sizes))
+    return Case(" · ".join(filter(None, [*about, *shown])), subject.sharpen(feeds), chunks, dict(sizes))
 
 
 def verify(
@@ -479,6 +509,19 @@ class _Comparison:
         if len(expected) != found.ndim or any(isinstance(dim, int) and dim != size for size, dim in pairs):
             self.errors[name] = math.inf
             self.notes.append(f"{name}: declared as {list(declared)}, but of shape {list(found.shape)}")
+
+
+def compare_facts(part: str, expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[Outcome]:
+    """What a file says of itself (its state map, labels, preprocessing) must be so, for callers act on it: an outcome
+    where it is not, and none where it is."""
+    wrong = [name for name, value in expected.items() if _as_json(found.get(name)) != _as_json(value)]
+    wrong += [name for name in ("state_map",) if name in found and name not in expected]
+    notes = tuple(f"metadata: {name} is {found.get(name)!r:.80}, not {expected.get(name)!r:.80}" for name in wrong)
+    return [Outcome(part, "what the file says of itself", {"metadata": math.inf}, notes)] if wrong else []
+
+
+def _as_json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)  # as text, where a tuple is a list, and NaN equals itself
 
 
 def run_in_chunks(subject: Subject, candidate: Runtime, case: Case) -> dict[str, np.ndarray]:

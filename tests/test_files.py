@@ -496,7 +496,9 @@ def writing_calls(path):
         modes = [arg.value for arg in given if isinstance(arg, ast.Constant) and isinstance(arg.value, str)]
         flags = any("O_WRONLY" in ast.unparse(arg) or "O_RDWR" in ast.unparse(arg) for arg in node.args)
         opens = name in ("open", "fdopen") and (flags or any(set(mode) & set("wax+") for mode in modes))
-        to_a_buffer = name in ("save", "savez", "savefig") and ast.unparse(node.args[-1 if name == "save" else 0]) in BUFFERS
+        to_a_buffer = (
+            name in ("save", "savez", "savefig") and ast.unparse(node.args[-1 if name == "save" else 0]) in BUFFERS
+        )
         if opens or (name in WRITERS and not to_a_buffer):
             yield name
 
