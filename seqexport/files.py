@@ -28,6 +28,19 @@ def is_safetensors(start: bytes, size: int) -> bool:
     return len(start) >= 9 and start[8:9] == b"{" and 2 <= struct.unpack("<Q", start[:8])[0] <= size - 8
 
 
+_WRITTEN: set[tuple[int, int, int, int]] = set()
+
+
+def _identity(path: Path) -> tuple[int, int, int, int]:
+    about = path.stat()
+    return about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns
+
+
+def was_written_here(path: Path) -> bool:
+    """Whether this very process wrote the file as it stands."""
+    return _identity(path) in _WRITTEN
+
+
 def replace_file(path: Path, content: bytes) -> None:
     """Put `content` at `path` in one step: whoever reads sees the old file or the new one, whole.
 
@@ -52,6 +65,7 @@ def write_beside(path: Path, content: bytes) -> Path:
             file.flush()
             os.fsync(file.fileno())
         name.chmod(0o666 & ~_umask())
+        _WRITTEN.add(_identity(name))  # a file that is moved into its place keeps all four
     except OSError as error:
         if name is not None:
             name.unlink(missing_ok=True)

@@ -74,7 +74,8 @@ def _check_kind(path: Path, names: list[str]) -> None:
         raise CheckpointError(f"{path} is a torch.package archive, whose code would have to run: {SAVE_WEIGHTS}.")
     if "model.weights.h5" in names:
         raise CheckpointError(f"{path} is a Keras file; seqexport reads PyTorch's.")
-    if len({name.lower() for name in names}) < len(names):  # torch's own reader does not tell case apart
+    inside = [name.partition("/")[2] or name for name in names]
+    if len({name.lower() for name in inside}) < len(names):  # torch's own reader does not tell case apart
         raise CheckpointError(f"{path} is a damaged archive: it has an entry twice; copy or save it again.")
 
 

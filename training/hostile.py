@@ -18,7 +18,8 @@ _PYTHON = f"open({MARKER!r},'w')"
 
 def text(value: str) -> bytes:
     """A string as the opcode BINUNICODE has it."""
-    return b"X" + struct.pack("<I", len(value.encode())) + value.encode()
+    raw = value.encode(errors="surrogatepass")
+    return b"X" + struct.pack("<I", len(raw)) + raw
 
 
 def number(value: int) -> bytes:
@@ -88,15 +89,19 @@ def _pickles() -> dict[str, bytes]:
         "exec": weights(called("builtins", "exec", text(_PYTHON))),
         "open": weights(called("builtins", "open", text(MARKER), text("w"))),
         "getattr chain": weights(
-            called(
-                "builtins", "getattr", called("builtins", "__import__", text("os")), text("system")
-            )
+            called("builtins", "getattr", called("builtins", "__import__", text("os")), text("system"))
             + b"("
             + text(_SHELL)
             + b"tR"
         ),
         "stack global": b"\x80\x04}" + text("k") + text("os") + text("system") + b"\x93(" + text(_SHELL) + b"tRs.",
-        "nested global": b"\x80\x04}" + text("k") + text("torch") + text("os.system") + b"\x93(" + text(_SHELL) + b"tRs.",
+        "nested global": b"\x80\x04}"
+        + text("k")
+        + text("torch")
+        + text("os.system")
+        + b"\x93("
+        + text(_SHELL)
+        + b"tRs.",
         "dotted global": weights(called("torch", "serialization.os.system", text(_SHELL))),
         "inst": _PROTO + b"(" + text(_SHELL) + b"ios\nsystem\n.",
         "obj": _PROTO + b"(" + name("os", "system") + text(_SHELL) + b"o.",
@@ -105,34 +110,58 @@ def _pickles() -> dict[str, bytes]:
         "setstate": weights(
             called("argparse", "Namespace") + b"}" + text("__setstate__") + name("os", "system") + b"sb"
         ),
-        "setstate of a tensor": weights(tensor((1,), (1,), 1) + b"}" + text("__class__") + name("os", "system") + b"sb"),
+        "setstate of a tensor": weights(
+            tensor((1,), (1,), 1) + b"}" + text("__class__") + name("os", "system") + b"sb"
+        ),
         "state of a parameter": weights(
-            called("torch._utils", "_rebuild_parameter_with_state", values, b"\x89", called("collections", "OrderedDict"),
-                   b"}" + text("__class__") + name("argparse", "Namespace") + b"s")
+            called(
+                "torch._utils",
+                "_rebuild_parameter_with_state",
+                values,
+                b"\x89",
+                called("collections", "OrderedDict"),
+                b"}" + text("__class__") + name("argparse", "Namespace") + b"s",
+            )
         ),
         "type of a tensor": weights(
-            called("torch._tensor", "_rebuild_from_type_v2", name("os", "system"), name("argparse", "Namespace"),
-                   b"(" + text(_SHELL) + b"t", b"N")
+            called(
+                "torch._tensor",
+                "_rebuild_from_type_v2",
+                name("os", "system"),
+                name("argparse", "Namespace"),
+                b"(" + text(_SHELL) + b"t",
+                b"N",
+            )
         ),
-        "numpy object": weights(called("numpy.core.multiarray", "_reconstruct", name("numpy", "ndarray"), sizes(0), text("b"))),
+        "numpy object": weights(
+            called("numpy.core.multiarray", "_reconstruct", name("numpy", "ndarray"), sizes(0), text("b"))
+        ),
         "numpy load": weights(called("numpy", "load", text("/etc/hostname"))),
         "torch.load": weights(called("torch", "load", text("/etc/hostname"))),
         "torch.hub": weights(called("torch.hub", "load", text("a/b"), text("c"))),
         "script tag": weights(called("torch.jit._pickle", "restore_type_tag", text("x"), text("y"))),
         "a class of the script": weights(name("__torch__", "Net") + b")\x81}" + text("a") + values + b"sb"),
-        "pathlib": weights(called("pathlib", "Path.write_text", called("pathlib", "PosixPath", text(MARKER)), text("x"))),
+        "pathlib": weights(
+            called("pathlib", "Path.write_text", called("pathlib", "PosixPath", text(MARKER)), text("x"))
+        ),
         "persistent id of text": weights(text("storage") + b"Q"),
         "persistent id of a number": weights(number(0) + b"Q"),
         "persistent id of another kind": weights(b"(" + text("module") + name("os", "system") + b"tQ"),
         "persistent id in itself": weights(b"(" + storage(1) + text("storage") + b"tQ"),
         "persistent id of the old kind": _PROTO + b"Pstorage\n.",
-        "storage of another class": weights(b"(" + text("storage") + name("os", "system") + text("0") + text("cpu") + number(1) + b"tQ"),
+        "storage of another class": weights(
+            b"(" + text("storage") + name("os", "system") + text("0") + text("cpu") + number(1) + b"tQ"
+        ),
         "storage elsewhere": weights(storage(1, key="../../../../etc/passwd")),
-        "storage on a disk": weights(b"(" + text("storage") + name("torch", "FloatStorage") + text("0") + text("cuda:99") + number(1) + b"tQ"),
+        "storage on a disk": weights(
+            b"(" + text("storage") + name("torch", "FloatStorage") + text("0") + text("cuda:99") + number(1) + b"tQ"
+        ),
         "storage too large": weights(tensor((1 << 20,), (1,), 1 << 20)),
         "storage of petabytes": weights(tensor((1 << 50,), (1,), 1 << 50)),
         "storage of less than nothing": weights(tensor((4,), (1,), -4)),
-        "storage of no number": weights(b"(" + text("storage") + name("torch", "FloatStorage") + text("0") + text("cpu") + b"NtQ"),
+        "storage of no number": weights(
+            b"(" + text("storage") + name("torch", "FloatStorage") + text("0") + text("cpu") + b"NtQ"
+        ),
         "offset out of it": weights(tensor((4,), (1,), 1, 1 << 40)),
         "negative shape": weights(tensor((-4, -4), (1, 1), 1)),
         "negative stride": weights(tensor((2,), (-1,), 1)),
@@ -148,20 +177,52 @@ def _pickles() -> dict[str, bytes]:
         "bytearray of Python 2": weights(called("__builtin__", "bytearray", number(1 << 35))),
         "new bytearray": weights(name("builtins", "bytearray") + b"(" + number(1 << 35) + b"t\x81"),
         "meta": weights(called("torch._utils", "_rebuild_meta_tensor_no_storage", *meta)),
-        "sparse": weights(called("torch._utils", "_rebuild_sparse_tensor", layout, b"(" + indices + values + huge + b"\x89t")),
+        "sparse": weights(
+            called("torch._utils", "_rebuild_sparse_tensor", layout, b"(" + indices + values + huge + b"\x89t")
+        ),
         "nested": weights(called("torch._utils", "_rebuild_nested_tensor", values, indices, indices, values)),
         "quantized": weights(
-            called("torch._utils", "_rebuild_qtensor", storage(64, "QInt8Storage"), number(0), sizes(8, 8), sizes(8, 1),
-                   quantizer, b"\x89", called("collections", "OrderedDict"))
+            called(
+                "torch._utils",
+                "_rebuild_qtensor",
+                storage(64, "QInt8Storage"),
+                number(0),
+                sizes(8, 8),
+                sizes(8, 1),
+                quantizer,
+                b"\x89",
+                called("collections", "OrderedDict"),
+            )
         ),
         "quantized floats": weights(
-            called("torch._utils", "_rebuild_qtensor", storage(1), number(0), sizes(1), sizes(1),
-                   quantizer, b"\x89", called("collections", "OrderedDict"))
+            called(
+                "torch._utils",
+                "_rebuild_qtensor",
+                storage(1),
+                number(0),
+                sizes(1),
+                sizes(1),
+                quantizer,
+                b"\x89",
+                called("collections", "OrderedDict"),
+            )
         ),
-        "complex": weights(called("torch._utils", "_rebuild_tensor", storage(1, "ComplexFloatStorage"), number(0), sizes(1), sizes(1))),
+        "complex": weights(
+            called("torch._utils", "_rebuild_tensor", storage(1, "ComplexFloatStorage"), number(0), sizes(1), sizes(1))
+        ),
         "wrapper": weights(
-            called("torch._utils", "_rebuild_wrapper_subclass", name("torch", "Tensor"), name("torch", "float32"), huge,
-                   sizes(1, 1), number(0), layout, called("torch", "device", text("cpu")), b"\x89")
+            called(
+                "torch._utils",
+                "_rebuild_wrapper_subclass",
+                name("torch", "Tensor"),
+                name("torch", "float32"),
+                huge,
+                sizes(1, 1),
+                number(0),
+                layout,
+                called("torch", "device", text("cpu")),
+                b"\x89",
+            )
         ),
         "counter": weights(called("collections", "Counter", text("a" * 1000))),
         "complex number": weights(called("builtins", "complex", text("1j"))),
@@ -171,8 +232,13 @@ def _pickles() -> dict[str, bytes]:
         "laughs of lists": weights(_laughs(b"]", 12, 100)),
         "laughs of dicts": weights(_laughs(values, 4, 300, dicts=True)),
         "laughs of many dicts": weights(_laughs(values, 30, 30, dicts=True)),
-        "one tensor under many names": _PROTO + b"}" + tensor((50_000,), (1,), 50_000) + b"q\x01"
-        + b"(" + b"".join(text(f"rnn.weight_ih_l{index}") + b"h\x01" for index in range(3000)) + b"u.",
+        "one tensor under many names": _PROTO
+        + b"}"
+        + tensor((50_000,), (1,), 50_000)
+        + b"q\x01"
+        + b"("
+        + b"".join(text(f"rnn.weight_ih_l{index}") + b"h\x01" for index in range(3000))
+        + b"u.",
         "a list in itself": weights(b"]q\x01h\x01a"),
         "a dict in itself": _PROTO + b"}q\x01" + text("model") + b"h\x01s.",
         "deep tuples": weights(deep_tuple),
@@ -196,11 +262,21 @@ def _pickles() -> dict[str, bytes]:
         "nothing": _PROTO + b".",
         "tensor alone": _PROTO + values + b".",
         "negative zero dims": weights(tensor((), (), 1)),
-        "empty matrices": _PROTO + b"}(" + text("rnn.weight_ih_l0") + tensor((0, 0), (1, 1), 0)
-        + text("rnn.weight_hh_l0") + tensor((0, 0), (1, 1), 0) + b"u.",
-        "matrices of no columns": _PROTO + b"}(" + text("rnn.weight_ih_l0") + tensor((4, 0), (1, 1), 0)
-        + text("rnn.weight_hh_l0") + tensor((4, 1), (1, 1), 4) + b"u.",
-    }  # fmt: skip
+        "empty matrices": _PROTO
+        + b"}("
+        + text("rnn.weight_ih_l0")
+        + tensor((0, 0), (1, 1), 0)
+        + text("rnn.weight_hh_l0")
+        + tensor((0, 0), (1, 1), 0)
+        + b"u.",
+        "matrices of no columns": _PROTO
+        + b"}("
+        + text("rnn.weight_ih_l0")
+        + tensor((4, 0), (1, 1), 0)
+        + text("rnn.weight_hh_l0")
+        + tensor((4, 1), (1, 1), 4)
+        + b"u.",
+    }
 
 
 PICKLES = _pickles()
@@ -223,9 +299,9 @@ def contained(content: bytes, how: str, data: Mapping[str, bytes] | None = None)
 def archive(entries: Mapping[str, bytes], compression: int = zipfile.ZIP_STORED) -> bytes:
     """A zip archive with right checksums."""
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", compression) as file:
+    with zipfile.ZipFile(buffer, "w", compression, compresslevel=1) as file:
         for entry, value in entries.items():
-            file.writestr(zipfile.ZipInfo(entry), value, compression)
+            file.writestr(zipfile.ZipInfo(entry), value, compression, 1)
     return buffer.getvalue()
 
 
@@ -256,10 +332,9 @@ SAFETENSORS = {
     "huge header": safetensors(b'{"a":1}', length=(1 << 63) - 1),
     "negative shape": safetensors(_entry(shape=[-4, -4])),
     "fraction": safetensors(_entry(shape=[4.5, 4])),
-    "lone surrogate": safetensors(
-        b'{"rnn.weight_ih_l0\\ud800":{"dtype":"F32","shape":[4,4],"data_offsets":[0,64]}}'
-    ),
+    "lone surrogate": safetensors(b'{"rnn.weight_ih_l0\\ud800":{"dtype":"F32","shape":[4,4],"data_offsets":[0,64]}}'),
     "many empty tensors": safetensors(
-        {f"rnn.weight_ih_l{index}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for index in range(20_000)}, b""
+        {f"rnn.weight_ih_l{index}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for index in range(20_000)},
+        b"",
     ),
 }
