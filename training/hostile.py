@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Mapping
 
 MARKER = "executed"
+VALUES = 64  # floats that are there, in the one storage
 _PROTO = b"\x80\x02"
 _SHELL = f"touch {MARKER}"
 _PYTHON = f"open({MARKER!r},'w')"
@@ -66,16 +67,17 @@ def _laughs(start: bytes, levels: int, width: int, dicts: bool = False) -> bytes
     for level in range(levels):
         again = b"h" + bytes([level + 1])
         if dicts:
-            parts += b"}(" + b"".join(text(f"k{index}") + again for index in range(width)) + b"u"
+            others = b"".join(text(f"k{index}") + again for index in range(1, width))
+            parts = b"}(" + text("k0") + parts + others + b"u"
         else:
-            parts += b"](" + again * width + b"e"
+            parts = b"](" + parts + again * (width - 1) + b"e"
         parts += b"q" + bytes([level + 2])
     return parts
 
 
 def _pickles() -> dict[str, bytes]:
     layout = called("torch.serialization", "_get_layout", text("torch.sparse_coo"))
-    indices, values = tensor((1, 1), (1, 1), 1), tensor((1,), (1,), 1)
+    indices, values = tensor((1, 1), (1, 1), VALUES), tensor((1,), (1,), VALUES)
     huge = sizes(1 << 40, 1 << 20)
     meta = (name("torch", "float32"), sizes(64, 8), sizes(8, 1), b"\x89")
     quantizer = b"(" + name("torch", "per_tensor_affine") + b"G" + struct.pack(">d", 0.1) + number(0) + b"t"
@@ -111,7 +113,7 @@ def _pickles() -> dict[str, bytes]:
             called("argparse", "Namespace") + b"}" + text("__setstate__") + name("os", "system") + b"sb"
         ),
         "setstate of a tensor": weights(
-            tensor((1,), (1,), 1) + b"}" + text("__class__") + name("os", "system") + b"sb"
+            tensor((1,), (1,), VALUES) + b"}" + text("__class__") + name("os", "system") + b"sb"
         ),
         "state of a parameter": weights(
             called(
@@ -147,7 +149,7 @@ def _pickles() -> dict[str, bytes]:
         "persistent id of text": weights(text("storage") + b"Q"),
         "persistent id of a number": weights(number(0) + b"Q"),
         "persistent id of another kind": weights(b"(" + text("module") + name("os", "system") + b"tQ"),
-        "persistent id in itself": weights(b"(" + storage(1) + text("storage") + b"tQ"),
+        "persistent id in itself": weights(b"(" + storage(VALUES) + text("storage") + b"tQ"),
         "persistent id of the old kind": _PROTO + b"Pstorage\n.",
         "storage of another class": weights(
             b"(" + text("storage") + name("os", "system") + text("0") + text("cpu") + number(1) + b"tQ"
@@ -162,12 +164,12 @@ def _pickles() -> dict[str, bytes]:
         "storage of no number": weights(
             b"(" + text("storage") + name("torch", "FloatStorage") + text("0") + text("cpu") + b"NtQ"
         ),
-        "offset out of it": weights(tensor((4,), (1,), 1, 1 << 40)),
-        "negative shape": weights(tensor((-4, -4), (1, 1), 1)),
-        "negative stride": weights(tensor((2,), (-1,), 1)),
-        "expanded": weights(tensor((1 << 20, 1 << 20), (0, 0), 1)),
-        "expanded to gigabytes": weights(tensor((1 << 15, 1 << 15), (0, 0), 1)),
-        "no values": weights(tensor((1 << 40, 0, 1 << 20), (0, 0, 0), 1)),
+        "offset out of it": weights(tensor((4,), (1,), VALUES, 1 << 40)),
+        "negative shape": weights(tensor((-4, -4), (1, 1), VALUES)),
+        "negative stride": weights(tensor((2,), (-1,), VALUES)),
+        "expanded": weights(tensor((1 << 20, 1 << 20), (0, 0), VALUES)),
+        "expanded to gigabytes": weights(tensor((1 << 15, 1 << 15), (0, 0), VALUES)),
+        "no values": weights(tensor((1 << 40, 0, 1 << 20), (0, 0, 0), VALUES)),
         "a thousand dims": weights(tensor((1,) * 1000, (1,) * 1000, 1)),
         "tensor of a size": weights(called("torch", "Tensor", number(1 << 33))),
         "tensor of a Size": weights(called("torch", "FloatTensor", called("torch", "Size", sizes(1 << 33)))),
@@ -198,7 +200,7 @@ def _pickles() -> dict[str, bytes]:
             called(
                 "torch._utils",
                 "_rebuild_qtensor",
-                storage(1),
+                storage(VALUES),
                 number(0),
                 sizes(1),
                 sizes(1),
@@ -208,7 +210,7 @@ def _pickles() -> dict[str, bytes]:
             )
         ),
         "complex": weights(
-            called("torch._utils", "_rebuild_tensor", storage(1, "ComplexFloatStorage"), number(0), sizes(1), sizes(1))
+            called("torch._utils", "_rebuild_tensor", storage(32, "ComplexFloatStorage"), number(0), sizes(1), sizes(1))
         ),
         "wrapper": weights(
             called(
@@ -255,26 +257,26 @@ def _pickles() -> dict[str, bytes]:
         "a lone surrogate": _PROTO + b"}X\x03\x00\x00\x00\xed\xa0\x80" + values + b"s.",
         "name of megabytes": weights(values, "a" * 3_000_000),
         "a name of dots": weights(values, "." * 5000),
-        "layer of a billion": weights(tensor((4, 1), (1, 1), 4), "rnn.weight_ih_l999999999"),
-        "layer with other digits": weights(tensor((4, 1), (1, 1), 4), "rnn.weight_ih_l\u0663"),
+        "layer of a billion": weights(tensor((4, 1), (1, 1), VALUES), "rnn.weight_ih_l999999999"),
+        "layer with other digits": weights(tensor((4, 1), (1, 1), VALUES), "rnn.weight_ih_l\u0663"),
         "number as key": _PROTO + b"}" + number(1) + values + b"s.",
         "None": _PROTO + b"N.",
         "nothing": _PROTO + b".",
         "tensor alone": _PROTO + values + b".",
-        "negative zero dims": weights(tensor((), (), 1)),
+        "negative zero dims": weights(tensor((), (), VALUES)),
         "empty matrices": _PROTO
         + b"}("
         + text("rnn.weight_ih_l0")
-        + tensor((0, 0), (1, 1), 0)
+        + tensor((0, 0), (1, 1), VALUES)
         + text("rnn.weight_hh_l0")
-        + tensor((0, 0), (1, 1), 0)
+        + tensor((0, 0), (1, 1), VALUES)
         + b"u.",
         "matrices of no columns": _PROTO
         + b"}("
         + text("rnn.weight_ih_l0")
-        + tensor((4, 0), (1, 1), 0)
+        + tensor((4, 0), (1, 1), VALUES)
         + text("rnn.weight_hh_l0")
-        + tensor((4, 1), (1, 1), 4)
+        + tensor((4, 1), (1, 1), VALUES)
         + b"u.",
     }
 
@@ -288,12 +290,15 @@ def contained(content: bytes, how: str, data: Mapping[str, bytes] | None = None)
     if how == "older":
         magic = _PROTO + number(0x1950A86A20F9469CFC6C) + b"."
         system = _PROTO + b"}(" + text("protocol_version") + b"M\xe9\x03" + text("little_endian") + b"\x88u."
-        keys = _PROTO + b"](" + text("0") + b"e."
-        return magic + _PROTO + b"M\xe9\x03." + system + content + keys + struct.pack("<Q", 64) + bytes(256)
+        content = content.replace(b"tQ", b"NtQ")  # there a storage also says whether it is a part of another
+        keys = _PROTO + (b"](" + text("0") + b"e." if text("storage") in content else b"].")
+        return magic + _PROTO + b"M\xe9\x03." + system + content + keys + struct.pack("<Q", VALUES) + bytes(4 * VALUES)
     entries = {"data.pkl": content, "byteorder": b"little", "version": b"3\n"}
     if how == "script":
         entries |= {"code/__torch__.py": b"class Net(Module):\n  pass\n", "constants.pkl": _PROTO + b").."}
-    return archive({f"x/{entry}": value for entry, value in (entries | dict(data or {"data/0": bytes(256)})).items()})
+    return archive(
+        {f"x/{entry}": value for entry, value in (entries | dict(data or {"data/0": bytes(4 * VALUES)})).items()}
+    )
 
 
 def archive(entries: Mapping[str, bytes], compression: int = zipfile.ZIP_STORED) -> bytes:
