@@ -22,6 +22,7 @@ from seqexport.files import check_destination, write_beside
 from seqexport.functional import evaluating
 from seqexport.graphs import DEFAULT_OPSET, OPSETS, build_graph
 from seqexport.inference import Choices
+from seqexport.isolation import check_structure, parse_onnx
 from seqexport.modules import UserModule
 from seqexport.parts import Part, State, checkpoint_parts, module_parts
 from seqexport.runtimes import OnnxRuntime, TorchRuntime, onnx_metadata
@@ -107,7 +108,9 @@ def verify_files(
     The report is returned whether it passed or not. Raises FileError for a file that came from another checkpoint.
     """
     start, path = time.perf_counter(), Path(onnx_path)
-    metadata, candidate = onnx_metadata(path), OnnxRuntime(path)
+    metadata = onnx_metadata(path)
+    check_structure(path, parse_onnx(path))
+    candidate = OnnxRuntime(path)
     if isinstance(model, UserModule):
         (part,), about = module_parts(model, path, inputs or {}, {})
         source, digest = model.source, model.checkpoint_sha256

@@ -6,7 +6,7 @@ Each file goes through `inspect --json` in a forked child, without the isolation
 readers themselves are tried; the first --exports that can still be read go through an export too. A find is: any ending
 but exit code 0, 1 or 2 with one sentence, the sentence for an unexpected exception, an archive that was read though its
 checksums are wrong, a file written or a marker of executed code, more than 30 s, or more than 2 GiB. Exit code 1 if
-there was one. --only N does file N again and --keep FILE keeps it; --guided S is `training.guided`'s fuzzer instead.
+there was one. --only N does file N again and --keep FILE keeps it.
 """
 
 from __future__ import annotations
