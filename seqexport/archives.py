@@ -12,7 +12,7 @@ import os
 import re
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError  # noqa: TID251  only the exception's name: nothing is unpickled here
@@ -25,9 +25,9 @@ from torch import Tensor
 
 from seqexport.errors import CheckpointError
 from seqexport.files import is_safetensors
+from seqexport.screening import SAVE_WEIGHTS, screen
 
 EXPORT_LIVE = "export the module with --module FILE.py:CLASS, or with seqexport.export(model, path, inputs=…)"
-SAVE_WEIGHTS = 'save its weights with torch.save(model.state_dict(), "weights.pt")'
 
 SAFETENSORS = "safetensors"
 
@@ -70,6 +70,7 @@ def read_content(path: str | os.PathLike[str]) -> Content:
     path = Path(path)
     content = _read(path)
     kind, tree, notes = _load(path, content)
+    _check_tree(path, tree, len(content))
     return Content(path, kind, len(content), hashlib.sha256(content).hexdigest(), tree, notes)
 
 
@@ -89,15 +90,46 @@ def _read(path: Path) -> bytes:
 
 def _load(path: Path, content: bytes) -> tuple[str, Any, tuple[str, ...]]:
     if content.startswith(b"PK"):
-        names = _checked_names(path, content)
+        names = screen(path, content)
         if any(name.split("/")[1:2] == ["code"] for name in names):
             return "TorchScript archive", _torchscript_weights(path, content), ()
         return "torch archive", *_load_torch(path, content)
     if content.startswith(b"\x80"):  # the older format of torch.save is a row of pickles
+        screen(path, content)
         return "torch file of the older format", *_load_torch(path, content)
     if is_safetensors(content[:9], len(content)):
         return SAFETENSORS, _load_safetensors(path, content), ()
     raise CheckpointError(f"{path} is not a checkpoint but {_other(content)}: expected what torch.save writes.")
+
+
+_LEVELS = 64
+_LEAST_VALUES, _MOST_VALUES = 100_000, 20_000_000
+_SPARE_BYTES = 1 << 26
+
+
+def _check_tree(path: Path, tree: Any, size: int) -> None:
+    """Raise CheckpointError for what is small in the file and large, or endless, to whoever goes through it: dicts that
+    hold each other over and over, one tensor under a million names, values spread over a larger shape."""
+    values, tensor_bytes = 0, 0
+    open_ = [(tree, 0)]
+    while open_:
+        thing, level = open_.pop()
+        values += 1
+        if isinstance(thing, Tensor):
+            if thing.is_meta:
+                raise CheckpointError(f"{path} holds a tensor without its values, on the device meta: {SAVE_WEIGHTS}.")
+            tensor_bytes += thing.numel() * thing.element_size()
+        elif isinstance(thing, (Mapping, list, tuple, set)):
+            parts = [*thing.keys(), *thing.values()] if isinstance(thing, Mapping) else thing
+            open_ += [(part, level + 1) for part in parts]
+        if level > _LEVELS or values + len(open_) > min(_LEAST_VALUES + 4 * size, _MOST_VALUES):
+            raise CheckpointError(
+                f"{path} holds values that hold each other, without end or too deep to go through: {SAVE_WEIGHTS}."
+            )
+        if tensor_bytes > 16 * size + _SPARE_BYTES:
+            raise CheckpointError(
+                f"{path} has {size:,} bytes, but its tensors would take more than {tensor_bytes - 1:,}: {SAVE_WEIGHTS}."
+            )
 
 
 def _other(content: bytes) -> str:
@@ -173,52 +205,6 @@ def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")[:200]
 
 
-_CHUNK = 1 << 20
-
-
-def _checked_names(path: Path, content: bytes) -> list[str]:
-    """The names of an archive's entries, after the checksums of all that is read from it were tested."""
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            entries = archive.infolist()
-            names = [entry.filename for entry in entries]
-            read = [entry for entry in entries if entry.filename.split("/")[1:2] != ["code"]]
-            if any(name.endswith(".npy") for name in names):
-                raise CheckpointError(f"{path} is an archive of numpy arrays: {SAVE_WEIGHTS}.")
-            if any(name.split("/")[1:3] == [".data", "extern_modules"] for name in names):
-                raise CheckpointError(
-                    f"{path} is a torch.package archive, whose code would have to run: {SAVE_WEIGHTS}."
-                )
-            if "model.weights.h5" in names:
-                raise CheckpointError(f"{path} is a Keras file; seqexport reads PyTorch's.")
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in read):
-                raise CheckpointError(f"{path} is a compressed archive; expected the plain one that torch.save writes.")
-            if sum(entry.file_size for entry in read) > len(content):
-                raise CheckpointError(f"{path} is a damaged archive: its entries overlap; copy or save it again.")
-            damaged = next((entry.filename for entry in read if not _is_whole(archive, entry)), None)
-    except (zipfile.BadZipFile, EOFError, OSError, ValueError, NotImplementedError, RuntimeError) as error:
-        raise CheckpointError(f"{path} is a damaged archive ({error}): copy or save it again.") from error
-    if damaged is not None:
-        raise CheckpointError(
-            f"{path} is damaged: the checksum of its entry {damaged} is wrong; copy or save it again."
-        )
-    if not any(name.endswith("data.pkl") for name in names):
-        raise CheckpointError(f"{path} is an archive without a checkpoint in it: expected what torch.save writes.")
-    return names
-
-
-def _is_whole(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bool:
-    try:
-        with archive.open(entry) as file:
-            while file.read(_CHUNK):
-                pass
-    except zipfile.BadZipFile as error:
-        if "CRC" in str(error):
-            return False
-        raise
-    return True
-
-
 # What TorchScript's own pickles are made with besides tensors and the classes of the script.
 _SCRIPT_LISTS = ("build_intlist", "build_tensorlist", "build_doublelist", "build_boollist")
 
@@ -237,7 +223,7 @@ def _torchscript_weights(path: Path, content: bytes) -> dict[str, Tensor]:
     stubs["torch.jit._pickle.restore_type_tag"] = _List
     stubs |= {name: type("Empty", (_Empty,), {}) for name in _foreign_classes(content) if name.startswith("__torch__.")}
     tree, _ = _load_torch(path, content, stubs)
-    return dict(_named_tensors(tree, ""))
+    return _named_tensors(path, tree)
 
 
 class _List(list[Any]):
@@ -247,9 +233,21 @@ class _List(list[Any]):
         super().__init__(values if isinstance(values, (list, tuple)) else [values])
 
 
-def _named_tensors(thing: Any, name: str, depth: int = 0) -> Iterator[tuple[str, Tensor]]:
-    if isinstance(thing, Tensor):
-        yield name, thing
-    elif isinstance(thing, _Empty) and depth < 40:  # a file may hold objects in a circle
-        for attribute, value in vars(thing).items():
-            yield from _named_tensors(value, f"{name}.{attribute}" if name else attribute, depth + 1)
+_MOST_NAMES = 100_000
+
+
+def _named_tensors(path: Path, tree: Any) -> dict[str, Tensor]:
+    """Attributes joined by dots → tensors. A file may hold objects in a circle, or one object in millions of places."""
+    named: dict[str, Tensor] = {}
+    open_, seen = [("", tree, 0)], 0
+    while open_:
+        name, thing, depth = open_.pop()
+        seen += 1
+        if seen > _MOST_NAMES:
+            raise CheckpointError(f"{path} holds objects that hold each other, without end: {SAVE_WEIGHTS}.")
+        if isinstance(thing, Tensor):
+            named[name] = thing
+        elif isinstance(thing, _Empty) and depth < _LEVELS:
+            parts = [(f"{name}.{part}" if name else part, value, depth + 1) for part, value in vars(thing).items()]
+            open_ += reversed(parts)
+    return named

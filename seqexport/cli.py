@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if "--json" in arguments:
             about = {"error": str(error), "kind": type(error).__name__}
             _print_json(error.report.to_dict() if isinstance(error, ParityError) else about)
-        print(f"seqexport: {error}", file=sys.stderr)
+        print(f"seqexport: {_one_line(str(error))}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:  # whoever read our output has seen enough; what is left in the buffer has nowhere to go
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:  # a defect of ours: still one sentence, and not the exit code of a failed verification
         if debug:
             raise
-        reason = (str(error).splitlines() or [""])[0]
+        reason = _one_line((str(error).splitlines() or [""])[0])
         print(
             f"seqexport: unexpected {type(error).__name__} ({reason}); please report it with what --debug shows.",
             file=sys.stderr,
@@ -231,6 +231,9 @@ def _choices(options: argparse.Namespace) -> Choices:
 def _export(options: argparse.Namespace) -> int:
     if not Path(options.checkpoint).exists():  # said at once, without the seconds that importing torch takes
         raise FileError(f"There is no file {options.checkpoint}: give the path of a checkpoint, or see --help.")
+    from seqexport.isolation import open_apart
+
+    open_apart(options.checkpoint)
     module = _module_options(options)
     from seqexport.exporter import export
 
@@ -295,6 +298,9 @@ def _pairs(texts: Sequence[str], flag: str, sign: str = "=") -> dict[str, str]:
 
 
 def _verify(options: argparse.Namespace) -> int:
+    from seqexport.isolation import open_apart
+
+    open_apart(options.checkpoint, options.onnx)
     from seqexport.exporter import verify_files
     from seqexport.pages import check_page, write_report
     from seqexport.verification import require
@@ -317,7 +323,9 @@ def _verify(options: argparse.Namespace) -> int:
 
 def _inspect(options: argparse.Namespace) -> int:
     from seqexport.inspection import inspect
+    from seqexport.isolation import open_apart
 
+    open_apart(options.file, kind="parse")
     found = inspect(options.file)
     if options.json:
         _print_json(found)
@@ -351,13 +359,24 @@ def _printable(value: Any) -> str:
     return text if text.isprintable() else repr(text)
 
 
+LONGEST = 2000
+
+
+def _one_line(text: str) -> str:
+    """An error's sentence, which may name what a file holds: names of any length, line ends, control characters."""
+    text = text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 :]}"
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
+
+
 SHOWN = 20  # entries of a list, such as a vocabulary's tokens, that a terminal shows
 
 
 def _print_entry(console: Console, name: str, value: Any, depth: int = 0) -> None:
-    label = f"{'  ' * depth}{name}"
+    from rich.text import Text
+
+    label = f"{'  ' * depth}{_printable(name)}"
     if isinstance(value, dict):
-        console.print(f"[bold]{label}[/]" if not depth else label, highlight=False)
+        console.print(Text(label, "" if depth else "bold"))
         for key, part in value.items():
             _print_entry(console, str(key), part, depth + 1)
         return
@@ -373,7 +392,7 @@ def _run(options: argparse.Namespace) -> int:
     from seqexport.runtimes import load
     from seqexport.text import text_answer, text_feeds
 
-    runtime = load(options.file, pipeline=options.pipeline, threads=options.threads)
+    runtime = load(options.file, pipeline=options.pipeline, threads=options.threads, isolated=True)
     names, preprocessing = [spec.name for spec in runtime.inputs], runtime.metadata.get("preprocessing", {})
     rng = np.random.default_rng(options.seed)
     feeds: dict[str, Any] = {}
@@ -469,7 +488,8 @@ def _status(text: str) -> Any:
 
 
 def _print_json(document: Any) -> None:
-    print(json.dumps(document, ensure_ascii=False, indent=2, allow_nan=False))
+    text = json.dumps(document, ensure_ascii=False, indent=2, allow_nan=False)
+    print(text.encode("utf-8", "backslashreplace").decode())  # half a character, as a name may have, has no UTF-8
 
 
 def _show_diagnosis(diagnosis: Diagnosis) -> None:

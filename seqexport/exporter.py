@@ -23,6 +23,7 @@ from seqexport.files import Draft, check_destination, put_in_place, write_beside
 from seqexport.functional import evaluating
 from seqexport.graphs import DEFAULT_OPSET, OPSETS, build_graph
 from seqexport.inference import Choices
+from seqexport.isolation import check_structure, parse_onnx
 from seqexport.metrics import read_samples, task_metric
 from seqexport.modules import UserModule
 from seqexport.parts import Part, State, checkpoint_parts, module_parts
@@ -116,7 +117,9 @@ def verify_files(
     The report is returned whether it passed or not. Raises FileError for a file that came from another checkpoint.
     """
     start, path = time.perf_counter(), Path(onnx_path)
-    metadata, candidate = onnx_metadata(path), OnnxRuntime(path)
+    metadata = onnx_metadata(path)
+    check_structure(path, parse_onnx(path))
+    candidate = OnnxRuntime(path)
     if isinstance(model, UserModule):
         (part,), about = module_parts(model, path, inputs or {}, {})
         source, digest = model.source, model.checkpoint_sha256
@@ -198,15 +201,9 @@ def _write_verified(
             planned = _plan(part, traced)
             notes += planned.notes
             graph = build_graph(part, traced, opset, _metadata(part, len(planned.cases)))
-<<<<<<< HEAD
             draft = write_beside(part.path, graph.SerializeToString(deterministic=True))
             written.append((part, draft))
-            outcomes += _verify_part(part, OnnxRuntime(draft.file), planned.cases)
-=======
-            beside = write_beside(part.path, graph.SerializeToString(deterministic=True))
-            written.append((part, beside))
-            outcomes += _verify_part(part, OnnxRuntime(beside), planned.cases, part.metadata)
->>>>>>> mutants
+            outcomes += _verify_part(part, OnnxRuntime(draft.file), planned.cases, part.metadata)
             _explain(part, traced, planned.cases, outcomes[-len(planned.cases) :])
         require(Report(tuple(outcomes), **about), " and ".join(str(part.path) for part in parts))
         files = tuple(_describe(part, draft.file, part.path) for part, draft in written)

@@ -55,6 +55,19 @@ def is_safetensors(start: bytes, size: int) -> bool:
     return len(start) >= 9 and start[8:9] == b"{" and 2 <= struct.unpack("<Q", start[:8])[0] <= size - 8
 
 
+_WRITTEN: set[tuple[int, int, int, int]] = set()
+
+
+def _identity(path: Path) -> tuple[int, int, int, int]:
+    about = path.stat()
+    return about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns
+
+
+def was_written_here(path: Path) -> bool:
+    """Whether this very process wrote the file as it stands."""
+    return _identity(path) in _WRITTEN
+
+
 @dataclass
 class Draft:
     """A new file, hidden beside its destination, until `put_in_place` renames it or `drop` deletes it.
@@ -107,6 +120,7 @@ def write_beside(path: Path, content: bytes) -> Draft:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        _WRITTEN.add(_identity(draft.file))  # a file that is moved into its place keeps all four
     except BaseException as error:
         if draft is not None:
             draft.drop()

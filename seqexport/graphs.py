@@ -186,7 +186,10 @@ def _translated_as_it_stands(target: Any, registry: _registration.ONNXRegistry) 
 
 def _simplify(model: ir.Model) -> None:
     """Fold what is constant, weights' new layout included and in loop bodies too, and keep every constant once."""
-    onnxscript.optimizer.optimize(model, onnx_shape_inference=False, input_size_limit=2**31, output_size_limit=2**31)
+    with np.errstate(all="ignore"):  # numpy warns where folded weights overflow, which verification tells better
+        onnxscript.optimizer.optimize(
+            model, onnx_shape_inference=False, input_size_limit=2**31, output_size_limit=2**31
+        )
     for value in model.graph.initializers.values():
         if value.const_value is not None:  # equal constants are told by their bytes, which need one layout
             value.const_value = ir.tensor(np.array(value.const_value.numpy(), order="C"), name=value.name)

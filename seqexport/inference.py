@@ -96,7 +96,7 @@ def find_weights(path: Path, tree: Any, recurrent: bool = True) -> NamedWeights:
         notes.append(f"the weights are those of {_said(trail)}, and not of {', '.join(map(_said, others))}")
     beside = [str(name) for name in _at(tree, trail[:-1])] if trail else []
     return NamedWeights(
-        _without_weight_norm(tensors), trail, tuple(name for name in beside if name != trail[-1]), tuple(notes)
+        _without_weight_norm(path, tensors), trail, tuple(name for name in beside if name != trail[-1]), tuple(notes)
     )
 
 
@@ -134,7 +134,7 @@ def _dicts_of_tensors(tree: Mapping[Any, Any], trail: tuple[str, ...]) -> Iterat
             yield from _dicts_of_tensors(part, (*trail, name))
 
 
-def _without_weight_norm(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _without_weight_norm(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """w = g v / |v| of torch.nn.utils.weight_norm, in both forms in which it stores g and v; the norm is over the dims
     along which g has one value."""
     folded: dict[str, Tensor] = {}
@@ -150,7 +150,13 @@ def _without_weight_norm(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         elif name == v_name:
             g, v = tensors[g_name].double(), tensor.double()
             dims = [axis for axis in range(v.ndim) if g.ndim != v.ndim or g.shape[axis] == 1]
-            folded[plain] = (v * (g / v.norm(dim=dims, keepdim=g.ndim == v.ndim))).to(tensor.dtype)
+            try:
+                folded[plain] = (v * (g / v.norm(dim=dims, keepdim=g.ndim == v.ndim))).to(tensor.dtype)
+            except (RuntimeError, IndexError):
+                raise CheckpointError(
+                    f"{path}: {g_name} has the shape {list(g.shape)}, which does not scale {v_name} of the shape "
+                    f"{list(v.shape)}; save the whole state_dict."
+                ) from None
     return folded
 
 

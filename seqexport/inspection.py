@@ -12,7 +12,8 @@ import numpy as np
 
 from seqexport.errors import CheckpointError, FileError, SeqExportError
 from seqexport.files import is_checkpoint
-from seqexport.runtimes import parse_metadata, read_onnx
+from seqexport.isolation import parse_onnx
+from seqexport.runtimes import parse_metadata
 
 if TYPE_CHECKING:
     from seqexport.archives import Content
@@ -46,7 +47,7 @@ def _inspect_checkpoint(path: Path) -> dict[str, Any]:
         "bytes": content.bytes,
         "sha256": content.sha256,
     }
-    tensors = {name: _summary(_as_array(tensor), str(tensor.dtype)) for name, tensor in _tensors(content).items()}
+    tensors = {name: _summarised(tensor) for name, tensor in _tensors(content).items()}
     try:
         checkpoint = read_as_checkpoint(content)
     except SeqExportError as error:
@@ -77,13 +78,14 @@ def _tensors(content: Content) -> Mapping[str, Any]:
         return {}
 
 
-def _as_array(tensor: Any) -> np.ndarray:
+def _summarised(tensor: Any) -> dict[str, Any]:
+    """A tensor's summary. Of one that is sparse, quantised, complex or without values, only dtype and shape."""
     import torch
 
-    tensor = tensor.detach()
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex():
-        return np.empty(tensor.shape)[:0]
-    return tensor.double().numpy() if tensor.is_floating_point() else tensor.numpy()
+    tensor, values = tensor.detach(), np.empty(0)
+    if tensor.numel() and tensor.layout == torch.strided and not (tensor.is_quantized or tensor.is_complex()):
+        values = tensor.double().numpy() if tensor.is_floating_point() else tensor.numpy()
+    return _summary(values, str(tensor.dtype)) | {"shape": list(tensor.shape)}
 
 
 def _weights(tensors: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -147,7 +149,7 @@ def tensor_line(tensor: Mapping[str, Any]) -> str:
 
 
 def _inspect_onnx(path: Path) -> dict[str, Any]:
-    model = read_onnx(path)
+    model = parse_onnx(path)
     graph = model.graph
     tensors = {tensor.name: _initializer(tensor) for tensor in graph.initializer}
     optional = {value.name for value in graph.input if value.name in tensors}
@@ -224,7 +226,12 @@ def _attributes(node: Any) -> str:
 def _dtype(code: int) -> str:
     import onnx
 
-    name = onnx.TensorProto.DataType.Name(code).lower()
+    try:
+        name = onnx.TensorProto.DataType.Name(code).lower()
+    except ValueError:
+        raise FileError(
+            f"The model names a type of tensor, {code}, that ONNX does not have: export it again."
+        ) from None
     return {"float": "float32", "double": "float64"}.get(name, name)
 
 

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,10 +15,10 @@ import numpy as np
 
 from seqexport.errors import FileError, InputError, UnsupportedError
 from seqexport.files import is_checkpoint
+from seqexport.isolation import check_structure, open_apart, parse_onnx
 from seqexport.specs import PIPELINES, NetworkSpec, TensorSpec, check_feeds, pipeline_inputs
 
 if TYPE_CHECKING:
-    import onnx
     import torch
 
     from seqexport.checkpoint import Checkpoint
@@ -181,9 +181,24 @@ def parse_metadata(properties: Mapping[str, str]) -> dict[str, Any]:
     parsed: dict[str, Any] = dict(properties)
     for name in JSON_METADATA:
         if name in parsed:
-            with contextlib.suppress(json.JSONDecodeError):
-                parsed[name] = json.loads(parsed[name])
+            with contextlib.suppress(ValueError, RecursionError):  # what is too deep or too long stays text
+                value = json.loads(parsed[name])
+                parsed[name] = parsed[name] if _is_deep(value) else value
     return parsed
+
+
+def _is_deep(value: Any) -> bool:
+    """Whether lists and dicts stand in each other more than a hundred deep, where printing them would fail."""
+    level = [value]
+    for _ in range(100):
+        level = [part for held in level if isinstance(held, (dict, list)) for part in _parts(held)]
+        if not level:
+            return False
+    return True
+
+
+def _parts(held: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return held.values() if isinstance(held, dict) else held
 
 
 def checkpoint_metadata(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -211,8 +226,13 @@ def load(
     pipeline: str | None = None,
     threads: int = 1,
     onednn: bool | None = None,
+    isolated: bool = False,
 ) -> Runtime:
     """Load a checkpoint (runtime "torch") or an ONNX file (runtime "onnxruntime"): its network, or its pipeline.
+
+    isolated: open the file in a child process first, so that one that would end this process is a FileError. It is for
+    files from outside, as the command line takes them; it takes half a second, which a program that loads its own
+    files need not wait.
 
     For an ONNX file, `net.onnx` with pipeline "forecast" is `net.forecast.onnx` beside it. Raises FileError for a
     missing or unreadable file, or where network and pipeline come from different checkpoints; UnsupportedError for a
@@ -230,6 +250,8 @@ def load(
         )
     if not from_torch and runtime == "torch":
         raise UnsupportedError(f"{path} is not a checkpoint, and torch runs nothing else: give the file it came from.")
+    if isolated:
+        open_apart(path)
     if from_torch:
         return _load_torch(path, pipeline, threads, onednn)
     if pipeline is not None and onnx_metadata(path).get("part", "network") == "network":
@@ -238,7 +260,10 @@ def load(
             raise FileError(
                 f"There is no file {path}, the pipeline of the network beside it: export the checkpoint again."
             )
+        if isolated:
+            open_apart(path)
     check_pair(path)
+    check_structure(path, parse_onnx(path))
     return OnnxRuntime(path, threads=threads)
 
 
@@ -259,24 +284,9 @@ def pipeline_path(network_path: Path, pipeline: str) -> Path:
     return network_path.with_name(f"{network_path.stem}.{pipeline}{network_path.suffix}")
 
 
-def read_onnx(path: Path) -> onnx.ModelProto:
-    """The model of an ONNX file. Raises FileError for anything else."""
-    import onnx
-
-    try:
-        model = onnx.load_model(path, load_external_data=False)
-    except OSError as error:
-        raise FileError(f"{path} could not be read ({error.strerror}): give an ONNX file.") from error
-    except Exception as error:  # protobuf's decoding errors have no public base
-        raise FileError(f"{path} is neither a checkpoint nor an ONNX file.") from error
-    if not model.graph.node:
-        raise FileError(f"{path} is neither a checkpoint nor an ONNX file with a graph in it.")
-    return model
-
-
 def onnx_metadata(path: Path) -> dict[str, Any]:
     """The metadata of an ONNX file."""
-    return parse_metadata({prop.key: prop.value for prop in read_onnx(path).metadata_props})
+    return parse_metadata({prop.key: prop.value for prop in parse_onnx(path).metadata_props})
 
 
 def check_pair(path: Path) -> None:

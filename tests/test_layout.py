@@ -14,6 +14,8 @@ ORDER = (
     "errors",
     "sources",
     "files",
+    "screening",
+    "isolation",
     "specs",
     "text",
     "recurrent",
