@@ -176,7 +176,8 @@ def _read_own(path: Path, digest: str, content: Mapping[str, Any]) -> Checkpoint
             container="checkpoint of seqexport",
         )
         checkpoint.pipeline(content["task"])
-    except (SpecError, UnsupportedError, InputError, KeyError, TypeError) as error:
+        json.dumps([checkpoint.preprocessing, checkpoint.metrics, checkpoint.data, checkpoint.versions])
+    except (SpecError, UnsupportedError, InputError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path} contradicts itself: {error}") from error
     return checkpoint
 

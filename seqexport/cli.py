@@ -488,6 +488,7 @@ def _status(text: str) -> Any:
 
 
 def _print_json(document: Any) -> None:
+    document = json.loads(json.dumps(document), parse_constant=str)  # what a file holds may be NaN, which JSON has not
     text = json.dumps(document, ensure_ascii=False, indent=2, allow_nan=False)
     print(text.encode("utf-8", "backslashreplace").decode())  # half a character, as a name may have, has no UTF-8
 

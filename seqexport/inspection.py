@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Mapping
@@ -31,7 +32,9 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
     if is_checkpoint(path):
         return _inspect_checkpoint(path)
     try:
-        return _inspect_onnx(path)
+        found = _inspect_onnx(path)
+        json.dumps(found)  # fails where such a name came through
+        return found
     except (UnicodeDecodeError, TypeError) as error:  # protobuf gives names that are no text as bytes, or fails on them
         raise FileError(f"{path} is a damaged ONNX file: it holds names that are no text; export it again.") from error
 
@@ -110,11 +113,14 @@ def _summary(values: np.ndarray, dtype: str) -> dict[str, Any]:
     }
 
 
+_LEVELS = 40  # of a tree; a name may be made of dots alone
+
+
 def _tree(tensors: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Dotted names → nested parts, each with its number of parameters; a leaf tells its tensor in a line."""
     tree: dict[str, Any] = {}
     for name, tensor in tensors.items():
-        *parts, leaf = name.split(".")
+        *parts, leaf = name.split(".", _LEVELS)
         place = tree
         for part in parts:
             following = place.setdefault(part, {})

@@ -101,6 +101,8 @@ def _check_pickle(path: Path, file: BinaryIO, count: int, sizes: Mapping[str, in
             for callable_, arguments in _Walk(path).calls(file):
                 if callable_ == "storage":
                     _check_storage(path, arguments, sizes, limit)
+                elif callable_.startswith("torch._utils.") and _has_list(arguments):
+                    raise CheckpointError(f"{path} gives a list where a tensor has its shape: {SAVE_WEIGHTS}.")
                 elif arguments != () and _makes_memory(callable_):
                     raise CheckpointError(
                         f"{path} would make a {callable_} out of a size alone; expected tensors with their values: "
@@ -108,6 +110,11 @@ def _check_pickle(path: Path, file: BinaryIO, count: int, sizes: Mapping[str, in
                     )
     except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError):
         return  # not a pickle, or broken from here on: torch stops here too, and says what is wrong
+
+
+def _has_list(what: Any) -> bool:
+    """Torch prints arguments that it refuses, and lists may hold each other over and over."""
+    return what is list or isinstance(what, tuple) and any(map(_has_list, what))
 
 
 def _makes_memory(name: str) -> bool:
@@ -172,6 +179,8 @@ class _Walk:
             self.stack.append(self.memo[argument])
         elif name == "GLOBAL":
             self.stack.append((0, str(argument).replace(" ", ".", 1)))
+        elif name == "EMPTY_LIST":
+            self.stack.append((0, list))
         elif name == "EMPTY_TUPLE":
             self.stack.append((0, ()))
         elif name not in ("PROTO", "STOP"):  # a constant, or an empty list, dict or set

@@ -104,6 +104,28 @@ def test_weight_norm_of_another_shape(tmp_path):
     assert inspect(tmp_path / "x.pt")["exports as"].startswith("nothing, as it is: ")
 
 
+def test_a_name_of_dots(tmp_path, capfd):
+    (tmp_path / "x.pt").write_bytes(hostile.contained(hostile.PICKLES["a name of dots"], "archive"))
+    for options in ([], ["--json"]):
+        assert cli.main(["inspect", str(tmp_path / "x.pt"), *options]) == 0
+    assert capfd.readouterr().err == ""
+
+
+def test_names_in_an_onnx_file_that_are_no_text(tmp_path):
+    path = save_onnx(tmp_path / "x.onnx", lambda model: model.metadata_props.add(key="name", value="QQQQ"))
+    path.write_bytes(path.read_bytes().replace(b"QQQQ", b"\xff\xfe\xff\xfe"))
+    with pytest.raises(FileError, match="damaged ONNX file: it holds names that are no text"):
+        inspect(path)
+
+
+@pytest.mark.parametrize(("metrics", "code"), [({"a": torch.ones(2)}, 0), ({"a": float("nan")}, 0)])
+def test_metrics_that_are_no_json(tmp_path, capfd, metrics, code):
+    path = save_forecaster(tmp_path / "x.pt")
+    torch.save({**read_content(path).tree, "metrics": metrics}, path)
+    assert cli.main(["inspect", str(path), "--json"]) == code
+    assert capfd.readouterr().err == ""
+
+
 def test_a_shape_that_is_large_and_empty(tmp_path):
     (tmp_path / "x.pt").write_bytes(hostile.SAFETENSORS["shape with zero"])
     assert inspect(tmp_path / "x.pt")["weights"]["w"]["shape"] == [1 << 60, 0]
