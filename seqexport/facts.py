@@ -23,7 +23,7 @@ from pathlib import Path, PurePosixPath
 from seqexport.selftest import PROBES, Probe, probe, probe_compiler
 
 PACKAGES = ("torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy", "protobuf", "rich")
-OPTIONAL = ("gradio", "matplotlib", "openvino", "safetensors")
+OPTIONAL = ("gradio", "matplotlib", "openvino", "safetensors", "sympy")
 # All of these are installed into the one folder `onnxruntime`, each over the one before.
 ONNXRUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino", "onnxruntime-qnn")
 # What the kernels of torch and onnxruntime choose by: x86's, then Arm's (asimddp: dot products of int8).

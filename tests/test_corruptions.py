@@ -57,6 +57,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not sup
 ROWS = [(name, file) for name, row in TABLE.items() for file in row.files]
 
 
+def param(place, name, file):
+    """Every third is in the default run, which has to stay short; CI does all."""
+    return pytest.param(name, file, marks=[pytest.mark.slow] if place % 3 else [])
+
+
 @pytest.fixture(scope="module")
 def honest(tmp_path_factory):
     """File → its part, the honest model, the cases with what torch gives, and torch; made when first asked for."""
@@ -107,7 +112,7 @@ def test_the_honest_file_passes(honest, file):
     assert caught(*honest(file)) is None
 
 
-@pytest.mark.parametrize(("name", "file"), ROWS)
+@pytest.mark.parametrize(("name", "file"), [param(place, *row) for place, row in enumerate(ROWS)])
 def test_a_corruption_is_caught(honest, name, file):
     part, model, cases, reference = honest(file)
     spoilt = onnx.ModelProto.FromString(model.SerializeToString())

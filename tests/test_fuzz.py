@@ -23,11 +23,15 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="it asks Linux for its memory")
-def test_spoilt_files_get_one_sentence_and_execute_nothing():
-    command = [sys.executable, "-m", "training.fuzz", "--count", "300", "--exports", "3", "--seed", "11"]
+@pytest.mark.parametrize(
+    ("count", "exports", "seed"), [(60, 2, 11), pytest.param(600, 30, 12, marks=[pytest.mark.slow])]
+)
+def test_spoilt_files_get_one_sentence_and_execute_nothing(count, exports, seed):
+    options = ["--count", str(count), "--exports", str(exports), "--seed", str(seed)]
+    command = [sys.executable, "-m", "training.fuzz", *options]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert "| **all** | 300 |" in done.stdout
+    assert f"| **all** | {count} |" in done.stdout
 
 
 SENTENCES = {

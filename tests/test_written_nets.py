@@ -109,11 +109,11 @@ def params(nets):
             net,
             id=net.name,
             marks=[
-                *([pytest.mark.slow] if net.slow else []),
+                *([pytest.mark.slow] if net.slow or place % 2 else []),  # the default run has to stay short
                 *([pytest.mark.filterwarnings(f"ignore:{net.warns}")] if net.warns else []),
             ],
         )
-        for net in nets
+        for place, net in enumerate(nets)
     ]
 
 
