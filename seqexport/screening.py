@@ -134,6 +134,10 @@ def _check_storage(path: Path, arguments: Any, sizes: Mapping[str, int] | None, 
         )
 
 
+class _Global(str):
+    """A name that the pickle looks up, apart from a text that it holds."""
+
+
 class _Walk:
     """The stack of an unpickler with (depth, what) for each value; what: a constant, a global's name, a tuple of these,
     or None for what is of no matter here."""
@@ -150,10 +154,14 @@ class _Walk:
             name = opcode.name
             if name in ("REDUCE", "NEWOBJ"):
                 (depth, arguments), (_, called) = self.stack.pop(), self.stack.pop()
-                yield str(called), arguments
+                if not isinstance(called, _Global):  # torch prints it, and lists may hold each other over and over
+                    raise CheckpointError(f"{self.path} calls what is no function: {SAVE_WEIGHTS}.")
+                yield called, arguments
                 self.stack.append((depth + 1, None))
             elif name == "BINPERSID":
                 depth, arguments = self.stack.pop()
+                if _has_list(arguments):
+                    raise CheckpointError(f"{self.path} gives a list where a storage has its name: {SAVE_WEIGHTS}.")
                 if isinstance(arguments, tuple) and arguments[:1] == ("storage",):
                     yield "storage", arguments
                 self.stack.append((0, None))
@@ -178,7 +186,7 @@ class _Walk:
         elif name in ("BINGET", "LONG_BINGET"):
             self.stack.append(self.memo[argument])
         elif name == "GLOBAL":
-            self.stack.append((0, str(argument).replace(" ", ".", 1)))
+            self.stack.append((0, _Global(str(argument).replace(" ", ".", 1))))
         elif name == "EMPTY_LIST":
             self.stack.append((0, list))
         elif name == "EMPTY_TUPLE":
