@@ -54,6 +54,8 @@ SENTENCES = {
     "laughs of dicts": "without end or too deep",
     "laughs of lists": "without end or too deep",
     "a dict in itself": "without end or too deep",
+    "laughs called": "calls what is no function",
+    "laughs as a storage's name": "gives a list where a storage has its name",
 }
 
 

@@ -232,6 +232,8 @@ def _pickles() -> dict[str, bytes]:
         "encode to zip": weights(called("_codecs", "encode", text("abc"), text("zlib"))),
         "device": weights(called("torch", "device", text("cuda:99999"))),
         "laughs of lists": weights(_laughs(b"]", 12, 100)),
+        "laughs called": weights(_laughs(b"]", 12, 100) + b")R"),
+        "laughs as a storage's name": weights(b"(" + _laughs(b"]", 12, 100) + b"tQ"),
         "laughs of dicts": weights(_laughs(values, 4, 300, dicts=True)),
         "laughs of many dicts": weights(_laughs(values, 30, 30, dicts=True)),
         "one tensor under many names": _PROTO
