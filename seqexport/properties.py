@@ -149,8 +149,13 @@ class _Examination:
             return None
         trials, states = _Trials(), set(self.subject.state_map.values())
         for case in self._cut_cases():
-            found = run_in_chunks(self.subject, self.candidate, case)
-            whole = self.candidate.run(case.feeds)
+            try:
+                found = run_in_chunks(self.subject, self.candidate, case)
+                whole = self.candidate.run(case.feeds)
+            except Exception as error:  # a broken file is an outcome, not a crash
+                trials.errors.append(math.inf)
+                trials.notes.append(f"{case.name}: {first_line(error)}")
+                continue
             if self._parted_by_a_tie(case, whole, found):
                 trials.ties += 1
                 continue

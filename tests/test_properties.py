@@ -7,6 +7,7 @@ from conftest import randomised, save_classifier
 from torch import nn
 
 import seqexport
+from seqexport.errors import InputError
 from seqexport.exporter import verify_files
 from seqexport.functional import evaluating
 from seqexport.modules import UserModule
@@ -115,6 +116,18 @@ def test_a_network_that_lacks_a_property_is_found_out_by_it(exported, name):
     result = tried(exported["lstm"], "network", NETWORK_FAULTS[name])[name]
     assert not result.held
     assert result.error > result.allowed
+
+
+def test_a_file_that_its_runtime_can_not_run_in_chunks_has_not_the_properties(exported):
+    def fails(feeds, outputs):
+        if feeds["x"].shape[1] == 1:
+            raise InputError("onnxruntime could not run x [2, 1, 1]")
+        return outputs
+
+    found = tried(exported["lstm"], "network", fails)
+    for name in ("cuts", "final state", "agreement"):
+        assert not found[name].held
+        assert "could not run" in " ".join(found[name].notes) or name == "agreement"
 
 
 def reads_padding(feeds, outputs):
