@@ -1,6 +1,7 @@
 """The configurations of training.coverage: all of them are slow, the default run has every two options together."""
 
 import itertools
+import math
 import re
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 import seqexport
 from training import coverage
 from training.coverage import ROOT, Configuration, Outcome, Worker, check, grid, kinds, sampled, singles, table
+from training.journal import Journal
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning")
 
@@ -165,3 +167,16 @@ def test_readme_counts_the_grid_and_all_that_was_measured_is_right():
         assert ours[0] == ours[1] >= min(count, coverage.LEAST)
         assert shared[0] == shared[1] == dynamo[1] == old[1] >= min(count, coverage.LEAST)
         assert ours[1] >= shared[1]
+
+
+def test_a_run_that_was_cut_off_goes_on_from_its_journal(tmp_path):
+    file, tasks = tmp_path / "journal", [(one, "seqexport") for one in grid()[:2]]
+    first = coverage.measure(tasks[:1], 1, math.inf, Journal(file))
+    with file.open("a") as journal:
+        journal.write('{"name": "half a li')
+    again = Journal(file)
+    assert len(again.known) == 1
+    results = coverage.measure(tasks, 1, math.inf, again)
+    assert list(results) == tasks
+    assert results[tasks[0]] == first[tasks[0]]  # its seconds too: it was not done again
+    assert len(Journal(file).known) == 2

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import logging
 import math
 import multiprocessing
@@ -54,6 +53,7 @@ from seqexport.graphs import _translations_kept
 from seqexport.specs import InputSpec, TensorSpec, parse_input
 from seqexport.verification import difference
 from training.command import Parser
+from training.journal import Journal
 from training.publish import ROOT, write_block
 
 FEATURES, HIDDEN, PROJECTION = 5, 7, 3
@@ -435,29 +435,8 @@ Task = tuple[Configuration, str]
 Results = dict[Task, Outcome]
 
 
-class Journal:
-    """A file with a line for each outcome, from which a run that was cut off goes on."""
-
-    def __init__(self, path: Path, tasks: Sequence[Task]) -> None:
-        self._path, self._lock = path, threading.Lock()
-        named = {self._name(task): task for task in tasks}
-        lines = path.read_text().splitlines() if path.exists() else []
-        entries = [json.loads(line) for line in lines if line.endswith("}")]  # the last one may be cut off
-        self.known: Results = {
-            named[entry["task"]]: Outcome(entry["right"], float(entry["error"]), entry["note"], entry["seconds"])
-            for entry in entries
-            if entry["task"] in named
-        }
-
-    def add(self, task: Task, outcome: Outcome) -> None:
-        """Write one outcome down."""
-        line = json.dumps({"task": self._name(task), **vars(outcome), "error": str(outcome.error)})
-        with self._lock, self._path.open("a") as file:
-            file.write(f"{line}\n")
-
-    @staticmethod
-    def _name(task: Task) -> str:
-        return f"{task[0]!r}, {task[1]}"
+def _named(task: Task) -> str:
+    return f"{task[0]!r}, {task[1]}"
 
 
 def measure(tasks: Sequence[Task], processes: int, seconds: float, journal: Journal | None = None) -> Results:
@@ -465,7 +444,12 @@ def measure(tasks: Sequence[Task], processes: int, seconds: float, journal: Jour
     end = time.monotonic() + seconds
     own = threading.local()
     workers: list[Worker] = []
-    results: Results = dict(journal.known) if journal else {}
+    known = journal.known if journal else {}
+    results: Results = {
+        task: Outcome(**{**known[name], "error": float(known[name]["error"])})
+        for task in tasks
+        if (name := _named(task)) in known
+    }
 
     def run(task: Task) -> None:
         if time.monotonic() > end:
@@ -483,7 +467,7 @@ def measure(tasks: Sequence[Task], processes: int, seconds: float, journal: Jour
                 break
         results[task] = replace(outcome, note=notes[-1] if outcome.right else "; ".join(notes), seconds=spent)
         if journal:
-            journal.add(task, results[task])
+            journal.add(_named(task), {**vars(results[task]), "error": str(results[task].error)})
 
     pool = ThreadPoolExecutor(processes)
     try:
@@ -604,7 +588,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     tasks = [
         (one, column) for one in shuffled for column in COLUMNS if one in (ours if column == "seqexport" else compared)
     ]
-    journal = Journal(options.journal, tasks) if options.journal else None
+    journal = Journal(options.journal) if options.journal else None
     results = measure(tasks, options.processes, options.seconds, journal)
     text = table(configurations, results)
     print(details(configurations, results), text, sep="\n\n")
