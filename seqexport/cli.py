@@ -17,15 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seqexport.errors import FileError, InputError, ParityError, SeqExportError
+from seqexport.terminal import one_line, print_json, show_diagnosis, show_inspection, show_report, status
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.tree import Tree
-
-    from seqexport.diagnosis import Diagnosis, Finding
     from seqexport.inference import Choices
     from seqexport.modules import UserModule
-    from seqexport.verification import Report
 
 DESCRIPTION = "Any PyTorch recurrent net (RNN, LSTM, GRU) to a verified ONNX file."
 OVERVIEW = """\
@@ -58,8 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         if "--json" in arguments:
             about = {"error": str(error), "kind": type(error).__name__}
-            _print_json(error.report.to_dict() if isinstance(error, ParityError) else about)
-        print(f"seqexport: {_one_line(str(error))}", file=sys.stderr)
+            print_json(error.report.to_dict() if isinstance(error, ParityError) else about)
+        print(f"seqexport: {one_line(str(error))}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:  # whoever read our output has seen enough; what is left in the buffer has nowhere to go
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -67,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:  # a defect of ours: still one sentence, and not the exit code of a failed verification
         if debug:
             raise
-        reason = _one_line((str(error).splitlines() or [""])[0])
+        reason = one_line((str(error).splitlines() or [""])[0])
         print(
             f"seqexport: unexpected {type(error).__name__} ({reason}); please report it with what --debug shows.",
             file=sys.stderr,
@@ -237,7 +233,7 @@ def _export(options: argparse.Namespace) -> int:
     module = _module_options(options)
     from seqexport.exporter import export
 
-    with _status(f"exporting and verifying {options.checkpoint}"):
+    with status(f"exporting and verifying {options.checkpoint}"):
         if module is None:
             report = export(
                 options.checkpoint, options.output, opset=options.opset, state=options.state, choices=_choices(options)
@@ -248,7 +244,7 @@ def _export(options: argparse.Namespace) -> int:
             report = export(
                 user, output, inputs=inputs, opset=options.opset, state_map=_pairs(options.state_map, "--state-map")
             )
-    _show_report(report, options.json)
+    show_report(report, options.json)
     return 0
 
 
@@ -308,14 +304,14 @@ def _verify(options: argparse.Namespace) -> int:
     if options.report:
         check_page(options.report)
     module, how = _module_options(options), {"thorough": options.thorough, "data": options.data}
-    with _status(f"verifying {options.onnx}"):
+    with status(f"verifying {options.onnx}"):
         if module is None:
             report = verify_files(options.checkpoint, options.onnx, _choices(options), **how)
         else:
             report = verify_files(module[0], options.onnx, inputs=module[1], **how)
     if options.report:
         write_report(options.report, report)
-    _show_report(report, options.json)
+    show_report(report, options.json)
     if not report.passed and not options.json:
         require(report, options.onnx)
     return 0 if report.passed else 1
@@ -328,62 +324,10 @@ def _inspect(options: argparse.Namespace) -> int:
     open_apart(options.file, kind="parse")
     found = inspect(options.file)
     if options.json:
-        _print_json(found)
+        print_json(found)
         return 0
-    console = _console()
-    del found["weights"]  # the tree has them
-    for name, value in found.items():
-        if name == "architecture":
-            console.print(_tree(f"architecture  ({found['parameters']:,} parameters)", value))
-        elif value not in ({}, []):
-            _print_entry(console, name, value)
+    show_inspection(found)
     return 0
-
-
-def _tree(label: str, parts: dict[str, Any]) -> Tree:
-    from rich.text import Text
-    from rich.tree import Tree
-
-    tree = Tree(Text(label, "bold"))
-    for name, part in parts.items():
-        if isinstance(part, dict):
-            tree.add(_tree(_printable(name), part))
-        else:
-            tree.add(Text.assemble((f"{_printable(name)}  ", ""), (_printable(part), "dim")))
-    return tree
-
-
-def _printable(value: Any) -> str:
-    """What a file holds must not steer the terminal: line ends and control characters are shown as escapes."""
-    text = str(value)
-    return text if text.isprintable() else repr(text)
-
-
-LONGEST = 2000
-
-
-def _one_line(text: str) -> str:
-    """An error's sentence, which may name what a file holds: names of any length, line ends, control characters."""
-    text = text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 :]}"
-    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
-
-
-SHOWN = 20  # entries of a list, such as a vocabulary's tokens, that a terminal shows
-
-
-def _print_entry(console: Console, name: str, value: Any, depth: int = 0) -> None:
-    from rich.text import Text
-
-    label = f"{'  ' * depth}{_printable(name)}"
-    if isinstance(value, dict):
-        console.print(Text(label, "" if depth else "bold"))
-        for key, part in value.items():
-            _print_entry(console, str(key), part, depth + 1)
-        return
-    if isinstance(value, list):
-        more = f" … ({len(value):,} in all; --json has them)" if len(value) > SHOWN else ""
-        value = ", ".join(map(_printable, value[:SHOWN])) + more
-    console.print(f"{label:<24} {_printable(value)}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -414,7 +358,7 @@ def _run(options: argparse.Namespace) -> int:
         replace_file(Path(options.output), content.getvalue())
     if options.json:
         answer = {"text": said} if said else {}
-        _print_json({name: array.tolist() for name, array in outputs.items()} | answer)
+        print_json({name: array.tolist() for name, array in outputs.items()} | answer)
         return 0
     for name, array in outputs.items():
         shown = np.array2string(array, precision=4, threshold=60, edgeitems=3, suppress_small=True)
@@ -431,11 +375,11 @@ def _doctor(options: argparse.Namespace) -> int:
 
     if options.json or not find_spec("rich"):  # which too may be what is missing
         diagnosis = diagnose()
-        _print_json(diagnosis.to_dict())
+        print_json(diagnosis.to_dict())
     else:
-        with _status("trying every runtime"):
+        with status("trying every runtime"):
             diagnosis = diagnose()
-        _show_diagnosis(diagnosis)
+        show_diagnosis(diagnosis)
     return 0 if diagnosis.passed else 2
 
 
@@ -474,126 +418,3 @@ COMMANDS: dict[str, tuple[Callable[[], argparse.ArgumentParser], Callable[[argpa
     "run": (_run_parser, _run),
     "doctor": (_doctor_parser, _doctor),
 }
-
-
-def _console(stderr: bool = False) -> Console:
-    from rich.console import Console
-
-    return Console(file=sys.stderr if stderr else sys.stdout, highlight=False)
-
-
-def _status(text: str) -> Any:
-    """A spinner on stderr where a person watches."""
-    return _console(stderr=True).status(text)
-
-
-def _print_json(document: Any) -> None:
-    document = json.loads(json.dumps(document), parse_constant=str)  # what a file holds may be NaN, which JSON has not
-    text = json.dumps(document, ensure_ascii=False, indent=2, allow_nan=False)
-    print(text.encode("utf-8", "backslashreplace").decode())  # half a character, as a name may have, has no UTF-8
-
-
-def _show_diagnosis(diagnosis: Diagnosis) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    console = _console()
-    grid = Table.grid(padding=(0, 2, 0, 0))
-    for name, text in diagnosis.overview().items():
-        grid.add_row(Text(name, "bold"), Text(text))
-    grid.add_row()
-    for runtime in diagnosis.runtimes:
-        style = {"runs": "green", "there": "green", "absent": "dim"}.get(runtime.state, "red")
-        grid.add_row(
-            Text(runtime.name, "bold"), Text.assemble((f"{runtime.state}: ", style), _printable(runtime.about))
-        )
-    console.print(grid)
-    for finding in diagnosis.findings:
-        if finding.level != "ok":
-            console.print()
-            _print_finding(console, finding)
-    problems, notes = diagnosis.count("problem"), diagnosis.count("note")
-    verdict = Text(f"problems: {problems}", "bold red" if problems else "bold green")
-    console.print(Text.assemble("\n", verdict, f", notes: {notes}", (f"  ({diagnosis.seconds:.1f} s)", "dim")))
-
-
-def _print_finding(console: Console, finding: Finding) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    style = "bold red" if finding.level == "problem" else "bold yellow"
-    grid = Table.grid(padding=(0, 2, 0, 0))
-    grid.add_row(
-        Text(f"{finding.level:<7}", style), Text(_printable(f"{finding.found} (expected: {finding.expected})"))
-    )
-    if not finding.is_command:
-        grid.add_row(Text("fix", "bold"), Text(_printable(finding.fix)))
-    console.print(grid)
-    if finding.is_command:  # never broken into lines, so that it can be copied
-        console.print(Text.assemble(("fix      ", "bold"), finding.fix), soft_wrap=True)
-
-
-def _print_properties(console: Console, report: Report) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("property")
-    for column in ("trials", "worst", "allowed"):
-        table.add_column(column, justify="right")
-    table.add_column("")
-    for tried in report.properties:
-        if not tried.applies:
-            figures = ("", "", "", Text("does not apply", "dim"))
-        else:
-            held = Text("holds", "green") if tried.held else Text("DOES NOT HOLD", "bold red")
-            figures = (f"{tried.trials}", f"{tried.error:.1e}" if tried.error else "0", f"{tried.allowed:.0e}", held)
-        table.add_row(tried.name, *figures)
-    console.print()
-    console.print(table)
-    for tried in report.properties:
-        for note in tried.notes:
-            console.print(Text.assemble((f"{tried.name}: ", "bold"), _printable(note)))
-
-
-def _show_report(report: Report, as_json: bool) -> None:
-    if as_json:
-        _print_json(report.to_dict())
-        return
-    from rich.table import Table
-    from rich.text import Text
-
-    console = _console()
-    console.print(Text.assemble(("found    ", "bold"), report.found))
-    for note in report.notes:
-        console.print(Text.assemble(("assumed  ", "bold yellow"), note))
-    if report.unused:
-        more = f", and {len(report.unused) - SHOWN} more (--json lists them)" if len(report.unused) > SHOWN else ""
-        names = ", ".join(map(_printable, report.unused[:SHOWN])) + more
-        console.print(Text.assemble(("not used ", "bold yellow"), names))
-    for file in report.files:
-        about = f"{file.part}, {file.bytes:,} bytes, opset {file.opset}, {file.nodes} nodes"
-        console.print(Text.assemble(("file     ", "bold"), file.path, (f"  {about}", "dim")), soft_wrap=True)
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for column in ("part", "output"):
-        table.add_column(column)
-    for column in ("worst difference", "allowed"):
-        table.add_column(column, justify="right")
-    for (part, output), error in report.worst().items():
-        style = "" if error <= report.tolerance else "red"
-        table.add_row(part, output, Text(f"{error:.1e}" if error else "0", style), f"{report.tolerance:.0e}")
-    console.print(table)
-    if report.properties:
-        _print_properties(console, report)
-    count = len(report.outcomes)
-    for tie in report.ties():
-        console.print(Text.assemble(("tie      ", "bold yellow"), tie))
-    if report.passed:
-        decided = "".join(f", {number:,} {noun}s the same" for noun, number in report.decided().items())
-        decided += f", {len(report.ties())} of them ties" if report.ties() else ""
-        verdict = Text(f"verified: {count} of {count} cases agree with torch{decided}", "bold green")
-    else:
-        broken = [tried.name for tried in report.properties if not tried.held]
-        said = f"{len(report.failures())} of {count} cases differ from torch"
-        verdict = Text(f"NOT verified: {said}{', and not held: ' if broken else ''}{', '.join(broken)}", "bold red")
-    console.print(Text.assemble(verdict, (f"  ({report.seconds:.1f} s)", "dim")))

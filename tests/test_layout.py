@@ -43,6 +43,7 @@ ORDER = (
     "selftest",
     "facts",
     "diagnosis",
+    "terminal",
     "cli",
     "__main__",
 )
