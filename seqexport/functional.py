@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass, replace
 from typing import Any
@@ -108,14 +109,19 @@ def _buffers_kept(module: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """The module in evaluation mode with frozen parameters, and afterwards as it was."""
+    """The module in evaluation mode with frozen parameters, and afterwards as it was.
+
+    torch's remark on which of its own kernels runs a projected LSTM is nothing that an exporter's user could act on.
+    """
     training = [(part, part.training) for part in module.modules()]
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
     module.eval()
     for parameter in trainable:
         parameter.requires_grad_(False)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "LSTM with projections is not supported with oneDNN", UserWarning)
+            yield
     finally:
         for part, was_training in training:
             part.training = was_training

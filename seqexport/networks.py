@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -49,17 +49,26 @@ class Network(nn.Module):
         """The network as two functions of tensors, for the body of a loop: the recurrence, on time-major input
         x (T, B, features) or tokens (T, B), state, lengths (B) or None → y (T, B, D*H), state; and the head, y → its
         outputs at any number of steps."""
-        run = recurrent.as_function(self.rnn)
-        table = None if self.embedding is None else self.embedding.weight
+        run, embedded = recurrent.as_function(self.rnn), self._embedded()
         head = None if self.head is None else (self.head.weight, self.head.bias)
 
         def read(x: Tensor, state: State, lengths: Tensor | None = None) -> tuple[Tensor, State]:
-            return run(x if table is None else nn.functional.embedding(x, table), state, lengths)
+            return run(embedded(x), state, lengths)
 
         def answer(y: Tensor) -> Tensor:
             return y if head is None else nn.functional.linear(y, *head)
 
         return read, answer
+
+    def as_steps(self) -> tuple[recurrent.Steps, Callable[[Tensor, Sequence[Tensor]], tuple[Tensor, State]]]:
+        """The recurrence a step at a time: how a loop carries its state, and the step, x (1, B, features) or tokens
+        (1, B), what is carried → y (1, B, H), what is carried on."""
+        steps, embedded = recurrent.Steps(self.rnn), self._embedded()
+        return steps, lambda x, carried: steps(embedded(x), carried)
+
+    def _embedded(self) -> Callable[[Tensor], Tensor]:
+        table = None if self.embedding is None else self.embedding.weight
+        return lambda x: x if table is None else nn.functional.embedding(x, table)
 
 
 def _recurrence(spec: NetworkSpec, dropout: float) -> nn.RNNBase:

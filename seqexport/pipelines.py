@@ -139,19 +139,20 @@ class Forecast(Pipeline):
         history was read, from which a longer history can be gone on with."""
         batch, paths, horizon = noise.shape
         read, answer = self.network.as_functions()
+        steps, read_one = self.network.as_steps()
         scaled = self.scaling.apply(history).transpose(0, 1).unsqueeze(-1)  # (T, B, 1)
         y, after = read(scaled, state or self.network.zero_state(history.shape[0]))
         # The history is read once; from here on every path is a row of its own, with its copy of the state.
-        first = _per_path(answer(y[-1:]), paths)[0]  # (B*P, 2)
-        carry = [first, *(_per_path(part, paths) for part in after)]
+        first = _per_path(answer(y[-1:]), paths)  # (1, B*P, 2)
+        carry = [first, *steps.apart(tuple(_per_path(part, paths) for part in after))]
 
         def step(carry: Carry, noise: Tensor) -> tuple[Carry, Tensor]:
             mean, spread = distribution(carry[0])
-            z = mean + spread * noise  # (B*P,)
-            y, state = read(z[None, :, None], tuple(carry[1:]))
-            return [answer(y[0]), *state], z.clone()
+            z = mean + spread * noise  # (1, B*P, 1)
+            y, carried = read_one(z, carry[1:])
+            return [answer(y), *carried], z.clone()
 
-        _, z = scan(step, carry, noise.permute(2, 0, 1).reshape(horizon, batch * paths))  # (N, B*P)
+        _, z = scan(step, carry, noise.permute(2, 0, 1).reshape(horizon, 1, batch * paths, 1))  # (N, 1, B*P, 1)
         path = self.scaling.undo(z).reshape(horizon, batch, paths).permute(1, 2, 0)
         return path, *after
 
@@ -225,8 +226,9 @@ class Generate(Pipeline):
     ) -> State:
         """prompt (B, T), uniforms (B, N), temperature (), top_k (), top_p (), state (L, B, H) or none for zero →
         tokens (B, N), and the state before the last of them is read: go on with it and tokens[:, -1:] as prompt."""
-        read, answer = self.network.as_functions()
-        before = self._before_last(prompt, state or self.network.zero_state(prompt.shape[0]))
+        _, answer = self.network.as_functions()
+        steps, read_one = self.network.as_steps()
+        before = steps.apart(self._before_last(prompt, state or self.network.zero_state(prompt.shape[0])))
         size = self.network.spec.vocabulary or 0
         # From the logits on in float64: with thousands of tokens the rounding of a float32 sum of their probabilities
         # picks another token ten times as often as the rounding of the logits does.
@@ -235,16 +237,16 @@ class Generate(Pipeline):
         filtered = torch.logical_or(top_k > 0, top_p < 1)
 
         def step(carry: Carry, u: Tensor) -> tuple[Carry, Tensor]:
-            y, state = read(carry[0], tuple(carry[1:]))
-            p = torch.softmax(answer(y[0]).double() * sharpness, -1)  # (B, V)
+            y, carried = read_one(carry[0], carry[1:])
+            p = torch.softmax(answer(y).double() * sharpness, -1)  # (1, B, V)
             cumulative = choose(filtered, _cumulative_of_likeliest, _cumulative, (p, count, top_p))
-            token = (cumulative <= u).sum(-1).clamp(max=size - 1)  # (B,)
-            return [token.unsqueeze(0), *state], token.clone()
+            token = (cumulative <= u).sum(-1).clamp(max=size - 1)  # (1, B)
+            return [token, *carried], token.clone()
 
         last = prompt[:, -1].clone(memory_format=torch.contiguous_format)  # what a scan carries keeps its layout
-        us = uniforms.clamp(0.0, BELOW_ONE).double().transpose(0, 1).unsqueeze(2)  # (N, B, 1)
-        (_, *after), tokens = scan(step, [last.unsqueeze(0), *before], us)
-        return tokens.transpose(0, 1), *after
+        us = uniforms.clamp(0.0, BELOW_ONE).double().transpose(0, 1)[:, None, :, None]  # (N, 1, B, 1)
+        (_, *after), tokens = scan(step, [last.unsqueeze(0), *before], us)  # (N, 1, B)
+        return tokens.squeeze(1).transpose(0, 1), *steps.together(after)
 
     def _before_last(self, prompt: Tensor, state: State) -> State:
         """The state before the prompt's last token is read. A prompt of one token leaves nothing to read, which no
@@ -346,11 +348,12 @@ def _running_maximum(carry: Carry, y: Tensor) -> tuple[Carry, Tensor]:
 
 
 def distribution(y: Tensor) -> tuple[Tensor, Tensor]:
-    """What a forecaster's head gives, (…, 2) → mean (…) and spread (…) of the next scaled value.
+    """What a forecaster's head gives, (…, 2) → mean (…, 1) and spread (…, 1) of the next scaled value.
 
     The floor under the spread keeps the likelihood of a series that repeats itself finite.
     """
-    return y[..., 0], nn.functional.softplus(y[..., 1]) + 1e-3
+    mean, spread = y.split(1, -1)
+    return mean, nn.functional.softplus(spread) + 1e-3
 
 
 def check_forecaster(spec: NetworkSpec) -> None:

@@ -188,6 +188,46 @@ def as_function(module: nn.RNNBase) -> Recurrence:
     return run
 
 
+class Steps:
+    """The recurrence of a one-directional `module` a single step at a time, for the body of a loop.
+
+    What a loop carries is the state `apart`: while exporting, every layer's part on its own, so that the graph's body
+    has one node a layer and neither cuts nor joins; eagerly, the state as torch's own call takes it.
+    """
+
+    def __init__(self, module: nn.RNNBase) -> None:
+        self._run = as_function(module)
+        self._mode, self._bias, self._layers = MODES[module.mode.lower()], module.bias, module.num_layers
+        names = module._flat_weights_names
+        per_layer = len(names) // self._layers
+        weights = [getattr(module, name) for name in names]
+        self._weights = [weights[start : start + per_layer] for start in range(0, len(weights), per_layer)]
+
+    def apart(self, state: State) -> State:
+        """State (L, B, H) → what the loop carries."""
+        if not torch.compiler.is_exporting():
+            return state
+        return tuple(part[layer : layer + 1] for part in state for layer in range(self._layers))
+
+    def together(self, carried: Sequence[Tensor]) -> State:
+        """What the loop carried → state (L, B, H)."""
+        if not torch.compiler.is_exporting():
+            return tuple(carried)
+        layers = self._layers
+        return tuple(torch.cat(list(carried[start : start + layers])) for start in range(0, len(carried), layers))
+
+    def __call__(self, x: Tensor, carried: Sequence[Tensor]) -> tuple[Tensor, State]:
+        """x (1, B, F) and what is carried → y (1, B, H), what is carried on."""
+        if not torch.compiler.is_exporting():
+            return self._run(x, tuple(carried), None)
+        after: list[State] = []
+        for layer, weights in enumerate(self._weights):
+            _, *final = call(*self._mode, x, carried[layer :: self._layers], None, weights, self._bias, 1, False)
+            after.append(tuple(final))
+            x = final[0]  # after a single step the output is the state
+        return x, tuple(part for parts in zip(*after, strict=True) for part in parts)
+
+
 def call(
     cell: Cell,
     nonlinearity: str,

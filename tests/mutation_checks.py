@@ -45,6 +45,8 @@ RECURRENT = (
     Configuration("LSTM", 2, bidirectional=True, packed="unsorted", padded="time", state=True),
     Configuration("RNN tanh", 2, bidirectional=True, packed="sorted", padded="longest", bias=False),
     Configuration("RNN relu", 2, state=True),
+    Configuration("RNN relu", 1, bidirectional=True, packed="unsorted", padded="time", bias=False),
+    Configuration("LSTM", 1, bidirectional=True, packed="sorted", padded="longest"),
     Configuration("GRU", 1, packed="unsorted", padded="300", batch_first=False),
     Configuration("LSTM with proj_size", 2, bidirectional=True, state=True),
     Configuration("LSTM with proj_size", 2, bidirectional=True, packed="unsorted", padded="longest", state=True),
@@ -277,7 +279,7 @@ def checks(module):
     """Name → what raises where a slip in this module shows."""
     found = {}
     if module in ("recurrent", "graphs", "interception", "freezing"):
-        few = RECURRENT if module == "recurrent" else RECURRENT[1:9:3]
+        few = RECURRENT if module == "recurrent" else RECURRENT[1::3]
         found |= {str(chosen): configuration(chosen) for chosen in few}
     if module in ("recurrent", "pipelines", "graphs", "verification"):
         paths = list(pipelines())

@@ -154,6 +154,23 @@ def test_a_type_that_onnx_does_not_know(tmp_path):
         inspect(save_onnx(tmp_path / "x.onnx", change))
 
 
+def test_a_nan_of_the_kind_that_processors_signal(tmp_path):
+    def change(model: onnx.ModelProto):
+        weight = model.graph.initializer.add(name="w", data_type=TensorProto.FLOAT, dims=[2])
+        weight.raw_data = b"\x01\x00\x80\x7f" + b"\x00\x00\x80\x3f"  # and a 1
+
+    assert inspect(save_onnx(tmp_path / "x.onnx", change))["weights"]["w"]["nan"] == 1
+
+
+def test_folded_weights_that_overflow(tmp_path, capfd):
+    net = nn.LSTM(2, 3, proj_size=2)
+    huge = {name: torch.full_like(weight, 3e38) for name, weight in net.state_dict().items()}
+    torch.save(huge, tmp_path / "x.pt")
+    code = cli.main([str(tmp_path / "x.pt")])
+    error = capfd.readouterr().err
+    assert code == 1 and "RuntimeWarning" not in error, error
+
+
 @pytest.mark.parametrize("value", ["[" * 100_000, "[" * 900 + "]" * 900, "9" * 5000, '"\\ud800"', "NaN?"])
 def test_metadata_that_can_not_be_decoded_or_shown(tmp_path, capfd, value):
     path = save_onnx(tmp_path / "x.onnx", lambda model: model.metadata_props.add(key="network", value=value))

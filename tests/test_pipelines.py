@@ -38,7 +38,7 @@ def roll_out(network, scaling, history, noise):
     for step in range(noise.shape[0]):
         y, *_ = network(values[None, :, None])
         mean, spread = distribution(y[0, -1])
-        values = torch.cat([values, (mean + spread * noise[step])[None]])
+        values = torch.cat([values, mean + spread * noise[step]])
     return scaling.undo(values[len(history) :])
 
 

@@ -120,14 +120,14 @@ def train(
 
         # Teacher forcing: at every step of the window, how likely is the value that comes next?
         y, *state = network(history.unsqueeze(-1))  # (B, T, 2)
-        mean, spread = distribution(y)  # (B, T)
+        mean, spread = (part.squeeze(-1) for part in distribution(y))  # (B, T)
         following = windows[:, 1 : plan.context + 1]
         likelihood = negative_log_likelihood(following, mean, spread)[:, plan.burn_in :].mean()
         # Roll-out: read the own forecast for N steps, as the pipeline does, and compare in the series' own units.
         path = [mean[:, -1:]]
         for _ in range(series.horizon - 1):
             y, *state = network(path[-1].unsqueeze(-1), *state)
-            path.append(distribution(y)[0])
+            path.append(distribution(y)[0].squeeze(-1))
         error = (scaling.undo(torch.cat(path, 1)) - scaling.undo(future)).abs().mean() / unit_of(series)
         loss = likelihood + plan.rollout * error
 
