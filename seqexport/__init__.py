@@ -24,11 +24,13 @@ if TYPE_CHECKING:
     from seqexport.inference import Choices
     from seqexport.modules import load_module
     from seqexport.runtimes import load
+    from seqexport.streaming import Stream
 
 __version__ = "0.1.0"
 
 _LAZY = {
     "Choices": "inference",
+    "Stream": "streaming",
     "read_checkpoint": "checkpoint",
     "write_checkpoint": "checkpoint",
     "export": "exporter",
@@ -45,6 +47,7 @@ __all__ = [
     "ParityError",
     "SeqExportError",
     "SpecError",
+    "Stream",
     "UnsupportedError",
     "export",
     "load",

@@ -25,6 +25,7 @@ ORDER = (
     "inference",
     "checkpoint",
     "runtimes",
+    "streaming",
     "verification",
     "metrics",
     "modules",
