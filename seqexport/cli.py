@@ -299,7 +299,7 @@ def _verify(options: argparse.Namespace) -> int:
     open_apart(options.checkpoint, options.onnx)
     from seqexport.exporter import verify_files
     from seqexport.pages import check_page, write_report
-    from seqexport.verification import require
+    from seqexport.reports import require
 
     if options.report:
         check_page(options.report)

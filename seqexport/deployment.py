@@ -10,7 +10,7 @@ from typing import Any
 
 from seqexport.checkpoint import Checkpoint
 from seqexport.files import replace_file
-from seqexport.verification import Report
+from seqexport.reports import Report
 
 
 def write_model_card(

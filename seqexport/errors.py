@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from seqexport.verification import Report
+    from seqexport.reports import Report
 
 
 class SeqExportError(Exception):

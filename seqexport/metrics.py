@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from seqexport.errors import FileError, InputError
+from seqexport.reports import Property
 from seqexport.runtimes import Runtime
 from seqexport.text import Vocabulary
-from seqexport.verification import Property
 
 ALLOWED = 1e-3  # of float32, relatively: rounding moves no metric by as much as a thousandth
 ORIGINS = 200  # forecasts of a series, spread over it

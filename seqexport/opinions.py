@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import nn
 
 from seqexport.sources import first_line
 from seqexport.specs import TensorSpec
+from seqexport.verification import difference
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -115,3 +117,30 @@ class Reference:
             return np.take(whole, range(length), declared.index(along)) if along in declared else whole
 
         return cut
+
+
+def finite(outputs: Arrays, expected: Arrays) -> Arrays:
+    """Outputs in which what is not finite in the same way in both is left out as zero."""
+    cleaned = {}
+    for name, value in outputs.items():
+        other = expected.get(name)
+        if other is not None and other.shape == value.shape and value.dtype.kind == "f":
+            same = ~np.isfinite(other)
+            if np.array_equal(value[same], other[same], equal_nan=True):
+                value = np.where(same, 0, value).astype(value.dtype)
+        cleaned[name] = value
+    return cleaned
+
+
+def distance(exact: Arrays, found: Arrays) -> float:
+    """The worst error of the float outputs; those of another shape, decisions and all, are not compared."""
+    errors = []
+    for name, value in exact.items():
+        other = found.get(name)
+        if value.dtype.kind != "f":
+            continue
+        if other is None or other.shape != value.shape:
+            return math.inf
+        pair = finite({name: value}, {name: value}), finite({name: other.astype(np.float64)}, {name: value})
+        errors.append(difference(pair[0][name], pair[1][name])[0])
+    return max((math.inf if math.isnan(error) else error for error in errors), default=0.0)

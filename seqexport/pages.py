@@ -15,7 +15,7 @@ from typing import Any
 
 from seqexport.errors import InputError
 from seqexport.files import check_destination, replace_file
-from seqexport.verification import Property, Report, Sample
+from seqexport.reports import Property, Report, Sample
 
 SCHEMA = Path(__file__).with_name("report.schema.json")
 GREY = "#888888"  # lines and letters that can be read on a light page and on a dark one

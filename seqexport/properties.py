@@ -16,26 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from seqexport.opinions import Exact, Reference
+from seqexport.opinions import Exact, Reference, distance, finite
 from seqexport.parts import Part
+from seqexport.reports import TOLERANCE, Outcome, Property, Sample
 from seqexport.runtimes import OnnxRuntime, TorchRuntime
 from seqexport.sources import first_line
 from seqexport.specs import TensorSpec, dynamic_dims
 from seqexport.text import text_answer
-from seqexport.verification import (
-    SEED,
-    TOLERANCE,
-    Case,
-    Outcome,
-    Property,
-    Sample,
-    compare_outputs,
-    difference,
-    make_case,
-    run_in_chunks,
-    sizes_said,
-    verify,
-)
+from seqexport.verification import SEED, Case, compare_outputs, difference, make_case, run_in_chunks, sizes_said, verify
 
 Arrays = Mapping[str, np.ndarray]
 BATCHES = (1, 2, 5, 17)
@@ -294,11 +282,11 @@ class _Examination:
             if expected is None or exact is None:
                 continue
             found = {"onnxruntime": self._found(case.feeds), "torch": expected}
-            distances["onnxruntime"].append(_distance(exact, found["onnxruntime"]))
-            distances["torch"].append(_distance(exact, expected))
+            distances["onnxruntime"].append(distance(exact, found["onnxruntime"]))
+            distances["torch"].append(distance(exact, expected))
             for names, rows in evaluator.run(case.feeds):
                 against = {name: rows(exact[name]) for name in names if name in exact}
-                distances["onnx's reference evaluator"].append(_distance(against, names))
+                distances["onnx's reference evaluator"].append(distance(against, names))
         if self.exact.reason:
             notes.append(f"torch in float64 has no opinion: {self.exact.reason}")
         if evaluator.reason:
@@ -465,14 +453,14 @@ class _Examination:
 
     def _against_exact(self, case: Case, expected: Arrays, found: Arrays) -> tuple[float, float, tuple[str, ...]]:
         """The error against torch, how much of it float64 says may be, and a note where that is more than usual."""
-        outcome = self._compared(case, _finite(expected, expected), _finite(found, expected))
+        outcome = self._compared(case, finite(expected, expected), finite(found, expected))
         error = max((math.inf if math.isnan(e) else e for e in outcome.errors.values()), default=math.inf)
         if error <= TOLERANCE:
             return error, TOLERANCE, ()
         exact = self.exact.run(case.feeds)
         if exact is None:
             return error, TOLERANCE, (f"torch in float64 has no opinion: {self.exact.reason}", *outcome.notes[:1])
-        ours, own = _distance(exact, found), _distance(exact, expected)
+        ours, own = distance(exact, found), distance(exact, expected)
         off = "" if ours <= 2 * own else "; the file is off"
         note = f"{error:.1e} from torch, which is {own:.1e} from its float64; the file is {ours:.1e} from it{off}"
         return ours, max(TOLERANCE, 2 * own), (note, *outcome.notes[:1])
@@ -515,33 +503,6 @@ def _first_beyond(path: np.ndarray, found: np.ndarray | None) -> list[str]:
 
 def _only(outputs: Arrays, names: set[str]) -> Arrays:
     return {name: value for name, value in outputs.items() if name in names}
-
-
-def _finite(outputs: Arrays, expected: Arrays) -> Arrays:
-    """Outputs in which what is not finite in the same way in both is left out as zero."""
-    cleaned = {}
-    for name, value in outputs.items():
-        other = expected.get(name)
-        if other is not None and other.shape == value.shape and value.dtype.kind == "f":
-            same = ~np.isfinite(other)
-            if np.array_equal(value[same], other[same], equal_nan=True):
-                value = np.where(same, 0, value).astype(value.dtype)
-        cleaned[name] = value
-    return cleaned
-
-
-def _distance(exact: Arrays, found: Arrays) -> float:
-    """The worst error of the float outputs; those of another shape, decisions and all, are not compared."""
-    errors = []
-    for name, value in exact.items():
-        other = found.get(name)
-        if value.dtype.kind != "f":
-            continue
-        if other is None or other.shape != value.shape:
-            return math.inf
-        pair = _finite({name: value}, {name: value}), _finite({name: other.astype(np.float64)}, {name: value})
-        errors.append(difference(pair[0][name], pair[1][name])[0])
-    return max((math.inf if math.isnan(error) else error for error in errors), default=0.0)
 
 
 def _extreme_values(

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.tree import Tree
 
     from seqexport.diagnosis import Diagnosis, Finding
-    from seqexport.verification import Report
+    from seqexport.reports import Report
 
 LONGEST = 2000  # characters of an error's sentence
 SHOWN = 20  # entries of a list, such as a vocabulary's tokens, that a terminal shows
@@ -155,6 +155,9 @@ def show_report(report: Report, as_json: bool) -> None:
     count = len(report.outcomes)
     for tie in report.ties():
         console.print(Text.assemble(("tie      ", "bold yellow"), tie))
+    for outcome in report.explained():
+        about = f"{outcome.part}, {outcome.case}: {'; '.join(outcome.notes)}"
+        console.print(Text.assemble(("rounded  ", "bold yellow"), printable(about)))
     if report.passed:
         decided = "".join(f", {number:,} {noun}s the same" for noun, number in report.decided().items())
         decided += f", {len(report.ties())} of them ties" if report.ties() else ""

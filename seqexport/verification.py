@@ -1,4 +1,4 @@
-"""Is the exported file right? The cases, the tolerance with its reason, and the report.
+"""Is the exported file right? The cases, and how their values are held against each other.
 
 Every case runs the torch module and the exported file on the same values and compares every output: shape first, then
 dtype, then numbers. Shapes are never only the example's, state is zero and random, and chunks with carried state are
@@ -16,16 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from seqexport.errors import ParityError, UnsupportedError
+from seqexport.errors import UnsupportedError
+from seqexport.reports import TOLERANCE, Outcome, sortable
 from seqexport.runtimes import Runtime
 from seqexport.sources import first_line
 from seqexport.specs import TensorSpec, dynamic_dims
-
-# float32 rounds at 6e-8. Over the configurations of tests/test_coverage.py, with random weights, the worst seen at the
-# sizes below is under 1e-6; but trained nets amplify: a published speaker encoder (LSTM 3×256, 257 steps) gives 5.8e-6
-# between torch and onnxruntime, where torch itself is 7e-6 from its own float64, and 3.6e-5 with oneDNN off. This is
-# the most that the definition of an error allows (README), and less than twice the worst seen on a right file.
-TOLERANCE = 1e-5
 
 # Sizes of the dynamic dims, in the order in which the inputs name them (batch, time, and what follows, such as paths
 # and horizon): 1×1, batch 1, time 1, and a time far beyond the example's are all there.
@@ -107,177 +102,6 @@ class Case:
     chunks: tuple[int, ...] | None = None
     sizes: Mapping[str, int] = field(default_factory=dict)
     expected: Mapping[str, np.ndarray] | None = None
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How one case came out: the error of each output (NaN or infinite where it could not be compared at all).
-
-    decided: how many labels and tokens were compared, by their noun. ties: those that differ within the tolerance.
-    """
-
-    part: str
-    case: str
-    errors: Mapping[str, float]
-    notes: tuple[str, ...] = ()
-    decided: Mapping[str, int] = field(default_factory=dict)
-    ties: tuple[str, ...] = ()
-
-    def passed(self, tolerance: float) -> bool:
-        """Whether every error is within the tolerance; written so that NaN is not."""
-        return bool(self.errors) and all(error <= tolerance for error in self.errors.values())
-
-
-@dataclass(frozen=True)
-class Property:
-    """Something that holds for every input, and how it came out over its trials.
-
-    claim: what is held, in a sentence. error: the worst; allowed: how much may be, for the reason beside it. applies:
-    whether torch itself has the property; where it has not, nothing is asked of the file.
-    notes: what a person should know. curves: what is on the axis ("steps"), and a line for each name.
-    """
-
-    part: str
-    name: str
-    claim: str
-    trials: int
-    error: float
-    allowed: float = TOLERANCE
-    reason: str = "the tolerance for float32"
-    applies: bool = True
-    notes: tuple[str, ...] = ()
-    curves: Mapping[str, Sequence[float]] = field(default_factory=dict)
-
-    @property
-    def held(self) -> bool:
-        """Whether it holds; written so that NaN does not."""
-        return not self.applies or (self.trials > 0 and self.error <= self.allowed)
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain JSON types."""
-        curves = {name: [_plain(float(value)) for value in line] for name, line in self.curves.items()}
-        plain = {"error": _plain(self.error), "notes": list(self.notes), "curves": curves}
-        return {**vars(self), **plain, "held": self.held}
-
-
-@dataclass(frozen=True)
-class Sample:
-    """What both runtimes gave for the same input, to be looked at side by side: texts, or lines of numbers."""
-
-    part: str
-    about: str
-    torch: Any
-    onnxruntime: Any
-
-
-@dataclass(frozen=True)
-class WrittenFile:
-    """A file that was written: bytes, opset, and nodes (those of loop bodies among them)."""
-
-    part: str
-    path: str
-    bytes: int
-    opset: int
-    nodes: int
-
-
-@dataclass(frozen=True)
-class Report:
-    """What was found, written and compared; properties and samples of a thorough verification.
-
-    identity: the checkpoint's sha256 and the versions of what made and what read the file.
-
-    Errors are |a - b| / max(1, max|reference|), torch being the reference.
-    """
-
-    outcomes: tuple[Outcome, ...]
-    tolerance: float = TOLERANCE
-    source: str = ""
-    found: str = ""
-    notes: tuple[str, ...] = ()
-    unused: tuple[str, ...] = ()
-    files: tuple[WrittenFile, ...] = ()
-    seconds: float = 0.0
-    properties: tuple[Property, ...] = ()
-    samples: tuple[Sample, ...] = ()
-    identity: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def passed(self) -> bool:
-        """Whether there were cases, every one is within the tolerance, and every property that was tried holds."""
-        agrees = bool(self.outcomes) and all(outcome.passed(self.tolerance) for outcome in self.outcomes)
-        return agrees and all(tried.held for tried in self.properties)
-
-    @property
-    def max_abs_error(self) -> float:
-        """The worst error over all cases and outputs."""
-        return _worst(error for outcome in self.outcomes for error in outcome.errors.values())
-
-    def worst(self) -> dict[tuple[str, str], float]:
-        """(part, output) → its worst error over all cases."""
-        errors: dict[tuple[str, str], list[float]] = {}
-        for outcome in self.outcomes:
-            for name, error in outcome.errors.items():
-                errors.setdefault((outcome.part, name), []).append(error)
-        return {key: _worst(values) for key, values in errors.items()}
-
-    def failures(self) -> list[Outcome]:
-        """The cases that did not pass."""
-        return [outcome for outcome in self.outcomes if not outcome.passed(self.tolerance)]
-
-    def decided(self) -> dict[str, int]:
-        """Noun (labels, tokens) → how many decisions were compared."""
-        counts: dict[str, int] = {}
-        for outcome in self.outcomes:
-            for noun, count in outcome.decided.items():
-                counts[noun] = counts.get(noun, 0) + count
-        return counts
-
-    def ties(self) -> list[str]:
-        """The decisions that differ, within the tolerance."""
-        return [tie for outcome in self.outcomes for tie in outcome.ties]
-
-    def to_dict(self) -> dict[str, Any]:
-        """The report as plain JSON types; an error that is not finite becomes a string."""
-        return {
-            "passed": self.passed,
-            "max_abs_error": _plain(self.max_abs_error),
-            "tolerance": self.tolerance,
-            "source": self.source,
-            "found": self.found,
-            "notes": list(self.notes),
-            "unused": list(self.unused),
-            "files": [vars(file) for file in self.files],
-            "seconds": round(self.seconds, 3),
-            "decided": self.decided(),
-            "ties": self.ties(),
-            "worst": [
-                {"part": part, "output": output, "error": _plain(error)}
-                for (part, output), error in self.worst().items()
-            ],
-            "cases": [
-                {
-                    "part": outcome.part,
-                    "case": outcome.case,
-                    "passed": outcome.passed(self.tolerance),
-                    "errors": {name: _plain(error) for name, error in outcome.errors.items()},
-                    "notes": list(outcome.notes),
-                }
-                for outcome in self.outcomes
-            ],
-            "properties": [tried.to_dict() for tried in self.properties],
-            "samples": [vars(sample) for sample in self.samples],
-            "identity": dict(self.identity),
-        }
-
-
-def _worst(errors: Any) -> float:
-    """The largest error; NaN, which compares with nothing, counts as the worst."""
-    return max(errors, key=lambda error: math.inf if math.isnan(error) else error, default=math.nan)
-
-
-def _plain(error: float) -> float | str:
-    return error if math.isfinite(error) else str(error)
 
 
 @dataclass(frozen=True)
@@ -495,7 +319,7 @@ class _Comparison:
             axis = 0 if name in self.lost.values() else 1  # the state has its rows second
             value, other = (np.delete(array, list(self.lost), axis) for array in (value, other))
         error, note = difference(value, other)
-        self.errors[name] = max(error, self.errors.get(name, 0.0), key=_sortable)
+        self.errors[name] = max(error, self.errors.get(name, 0.0), key=sortable)
         if note:
             self.notes.append(f"{name}: {note}")
 
@@ -559,32 +383,3 @@ def difference(reference: np.ndarray, found: np.ndarray | None) -> tuple[float, 
     a, b = reference.astype(np.float64), found.astype(np.float64)
     with np.errstate(invalid="ignore"):  # infinity less infinity is NaN, which no tolerance allows
         return float(np.abs(a - b).max() / max(1.0, np.abs(a).max())), ""
-
-
-def require(report: Report, what: str) -> None:
-    """Raise ParityError, naming the worst case, unless the report passed."""
-    if report.passed:
-        return
-    failures = report.failures()
-    if not report.outcomes:
-        raise ParityError(f"{what} was not verified: there was no case to run.", report)
-    if not failures:
-        tried = next(tried for tried in report.properties if not tried.held)
-        note = f" ({tried.notes[0]})" if tried.notes else ""
-        raise ParityError(
-            f"{what} has not the property “{tried.name}”, that {tried.claim}: found a difference of {tried.error:.2g}"
-            f"{note}, expected at most {tried.allowed:.0e}: do not use the file, and report it.",
-            report,
-        )
-    worst = max(failures, key=lambda outcome: _sortable(_worst(outcome.errors.values())))
-    error = _worst(worst.errors.values())
-    note = f" ({worst.notes[0]})" if worst.notes else ""
-    raise ParityError(
-        f"{what} differs from torch in {len(failures)} of {len(report.outcomes)} cases, at worst by {error:.2g} at "
-        f"{worst.part}, {worst.case}{note}; expected at most {report.tolerance:.0e}: nothing was written.",
-        report,
-    )
-
-
-def _sortable(error: float) -> float:
-    return math.inf if math.isnan(error) else error

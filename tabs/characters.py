@@ -13,9 +13,9 @@ import numpy as np
 
 import seqexport
 from seqexport.errors import SeqExportError
+from seqexport.reports import TOLERANCE
 from seqexport.runtimes import Runtime
 from seqexport.text import Vocabulary, read_prompt
-from seqexport.verification import TOLERANCE
 from tabs import racing
 from tabs.racing import ALONE, MAX_SEED, RUNTIMES, Column, number, one_of, sentences, whole
 

@@ -31,9 +31,10 @@ from seqexport.checkpoint import read_checkpoint
 from seqexport.functional import evaluating
 from seqexport.modules import UserModule
 from seqexport.pipelines import Scaling
+from seqexport.reports import TOLERANCE
 from seqexport.runtimes import OnnxRuntime, TorchRuntime
 from seqexport.tracing import example_sizes, trace
-from seqexport.verification import TOLERANCE, plan
+from seqexport.verification import plan
 from training import coverage
 from training.coverage import Configuration
 

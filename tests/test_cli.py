@@ -15,7 +15,7 @@ from torch import nn
 
 from seqexport import FileError, cli, exporter
 from seqexport.inspection import inspect
-from seqexport.verification import Outcome
+from seqexport.reports import Outcome
 
 ROOT = Path(__file__).parents[1]
 

@@ -14,11 +14,12 @@ from seqexport.checkpoint import Checkpoint
 from seqexport.functional import evaluating
 from seqexport.networks import Network
 from seqexport.parts import checkpoint_parts
+from seqexport.reports import TOLERANCE
 from seqexport.runtimes import OnnxRuntime, TorchRuntime
 from seqexport.specs import NetworkSpec
 from seqexport.text import UNKNOWN, Vocabulary
 from seqexport.tracing import example_sizes, trace
-from seqexport.verification import TOLERANCE, plan, verify
+from seqexport.verification import plan, verify
 
 
 def words(size):

@@ -26,6 +26,7 @@ ORDER = (
     "checkpoint",
     "runtimes",
     "streaming",
+    "reports",
     "verification",
     "metrics",
     "modules",

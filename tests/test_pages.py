@@ -10,8 +10,8 @@ import pytest
 from seqexport import cli
 from seqexport.errors import FileError, InputError
 from seqexport.pages import SCHEMA, report_page, write_report
+from seqexport.reports import Outcome, Property, Report, Sample, WrittenFile
 from seqexport.runtimes import pipeline_path
-from seqexport.verification import Outcome, Property, Report, Sample, WrittenFile
 
 HOSTILE = "<script>alert('x')</script> $x_1$ & more"
 

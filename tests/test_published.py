@@ -11,8 +11,9 @@ import seqexport
 from seqexport import CheckpointError, Choices, cli, load_module
 from seqexport.archives import read_content
 from seqexport.inference import find_weights
+from seqexport.reports import TOLERANCE
 from seqexport.specs import NetworkSpec
-from seqexport.verification import TOLERANCE, difference
+from seqexport.verification import difference
 from training.packages import PackagedFile, fetch
 
 pytestmark = pytest.mark.slow  # they are fetched

@@ -9,7 +9,8 @@ from torch import nn
 
 import seqexport
 from seqexport import recurrent
-from seqexport.verification import TOLERANCE, difference
+from seqexport.reports import TOLERANCE
+from seqexport.verification import difference
 
 CELLS = {"rnn_tanh": nn.RNN, "rnn_relu": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
 FEATURES, HIDDEN = 5, 7

@@ -5,9 +5,10 @@ from conftest import save_forecaster
 
 import seqexport
 from seqexport import FileError, InputError, UnsupportedError
+from seqexport.reports import TOLERANCE
 from seqexport.specs import CELLS
 from seqexport.text import Vocabulary
-from seqexport.verification import TOLERANCE, difference
+from seqexport.verification import difference
 
 
 @pytest.mark.parametrize("cell", CELLS)

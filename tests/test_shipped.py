@@ -9,7 +9,7 @@ import pytest
 
 import seqexport
 from seqexport.deployment import model_card
-from seqexport.verification import Outcome, Report
+from seqexport.reports import Outcome, Report
 from training import measure, publish
 
 EXPORTED = publish.ROOT / "exported"

@@ -9,8 +9,8 @@ import pytest
 
 import seqexport
 from seqexport.errors import FileError, InputError
+from seqexport.reports import TOLERANCE
 from seqexport.text import UNKNOWN, Vocabulary
-from seqexport.verification import TOLERANCE
 from tabs import characters, racing, sentiment
 from tabs.racing import Column
 

@@ -11,20 +11,10 @@ from corruptions import TABLE
 
 import seqexport
 from seqexport import ParityError, exporter, parts, recurrent, tracing
+from seqexport.reports import TOLERANCE, Outcome, Report, require
 from seqexport.runtimes import Runtime
 from seqexport.specs import parse_input
-from seqexport.verification import (
-    SIZES,
-    TOLERANCE,
-    Case,
-    Decision,
-    Outcome,
-    Report,
-    Subject,
-    difference,
-    require,
-    verify,
-)
+from seqexport.verification import SIZES, Case, Decision, Subject, difference, verify
 
 
 def test_the_cases_hold_what_users_run():

@@ -15,8 +15,9 @@ from torch import nn
 from written import NETS
 
 import seqexport
+from seqexport.reports import TOLERANCE
 from seqexport.specs import parse_input
-from seqexport.verification import TOLERANCE, difference
+from seqexport.verification import difference
 
 # The sizes of the dims in the order in which the inputs name them. None is the example's.
 SIZES = ((1, 1, 1, 1), (1, 6, 2, 3), (4, 1, 1, 2), (2, 9, 4, 1), (3, 61, 7, 4))

@@ -27,8 +27,8 @@ from seqexport.deployment import results_table, write_model_card
 from seqexport.errors import FileError, SeqExportError
 from seqexport.exporter import export
 from seqexport.files import replace_file
+from seqexport.reports import Report
 from seqexport.specs import CELLS, Cell
-from seqexport.verification import Report
 from training import chargen, forecasting, sentiment
 from training import data as datasets
 

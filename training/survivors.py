@@ -8,7 +8,8 @@ from collections.abc import Mapping
 WORDS: Mapping[str, tuple[str, ...]] = {
     "graphs": ("_why",),
     "freezing": ("_said",),
-    "verification": ("sizes_said", "Report.to_dict", "_plain", "require"),
+    "verification": ("sizes_said",),
+    "reports": ("Report.to_dict", "_plain", "require"),
 }
 
 # (module, function, a part of the change) → why no number changes.
