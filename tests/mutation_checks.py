@@ -74,6 +74,7 @@ TESTS = {
     "interception": (test_live_modules,),
     "pipelines": (test_pipelines,),
     "verification": (test_verification, test_live_modules),
+    "reports": (test_verification,),
 }
 SHAPES = ((1, 1, 1, 1), (3, 1, 2, 2), (1, 5, 3, 4), (3, 7, 2, 3), (2, 26, 1, 5))
 SLOW = 3.0  # seconds of a test beyond which it is left to the tests' own run

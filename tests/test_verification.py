@@ -11,10 +11,11 @@ from corruptions import TABLE
 
 import seqexport
 from seqexport import ParityError, exporter, parts, recurrent, tracing
+from seqexport.checkpoint import read_checkpoint
 from seqexport.reports import TOLERANCE, Outcome, Report, require
 from seqexport.runtimes import Runtime
 from seqexport.specs import parse_input
-from seqexport.verification import SIZES, Case, Decision, Subject, difference, verify
+from seqexport.verification import SIZES, Case, Decision, Subject, difference, plan, verify
 
 
 def test_the_cases_hold_what_users_run():
@@ -179,6 +180,34 @@ def test_a_label_on_the_edge_is_a_tie_and_elsewhere_a_failure(found, passes, tie
     candidate = Fixed(probabilities=np.array([[1 - found, found]], np.float32))
     (outcome,) = verify(Subject("classify", (), decisions=(decision,)), reference, candidate, [Case("edge", {})])
     assert (outcome.passed(TOLERANCE), len(outcome.ties)) == (passes, ties)
+
+
+@pytest.mark.parametrize(("off", "own", "passes"), [
+    (6e-6, 0.0, True), (9e-6, 0.0, False), (9e-6, 4e-6, False), (9e-6, 5e-6, True), (1.2e-5, 1e-4, False),
+])  # fmt: skip
+def test_beyond_the_tolerance_torchs_own_rounding_must_explain_it(tmp_path, monkeypatch, off, own, passes):
+    path = save_forecaster(tmp_path / "net.pt", "gru")
+    seqexport.export(path)
+    monkeypatch.setattr(exporter, "distance", lambda exact, found: own)
+    monkeypatch.setattr(exporter, "verify", lambda subject, reference, candidate, cases: [
+        Outcome(subject.part, case.name, {"y": off}) for case in cases
+    ])  # fmt: skip
+    report = seqexport.verify_files(path, tmp_path / "net.onnx")
+    assert report.passed is passes
+    assert bool(report.explained()) is (passes and off > TOLERANCE)
+    if report.explained():
+        assert report.explained()[0].notes == ("torch itself is 5.0e-06 from its float64",)
+
+
+def test_torchs_own_rounding_is_that_of_the_net(tmp_path):
+    path = save_forecaster(tmp_path / "net.pt", "gru")
+    (part, _), _ = parts.checkpoint_parts(read_checkpoint(path), tmp_path / "net.onnx", "optional")
+    case = plan(part.subject).cases[0]
+    weighed = exporter._weighed(part, case, Outcome("network", case.name, {"y": 9e-6}))
+    own = float(weighed.notes[0].split()[3])
+    assert 0 < own < 1e-6 and not weighed.explained
+    broken = exporter._weighed(part, case, Outcome("network", case.name, {"y": np.nan}))
+    assert not broken.explained and broken.notes == ()
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])

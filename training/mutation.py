@@ -28,7 +28,7 @@ from training.command import Parser
 from training.publish import ROOT, write_block
 from training.survivors import REASONS, WORDS
 
-MODULES = ("recurrent", "graphs", "freezing", "interception", "pipelines", "verification")
+MODULES = ("recurrent", "graphs", "freezing", "interception", "pipelines", "verification", "reports")
 LIMIT = 5  # times what all checks take of right code, after which a mutant is killed: a loop that never ends, too
 
 _SWAPPED: Mapping[type[ast.AST], type[ast.AST]] = {
