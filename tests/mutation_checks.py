@@ -35,8 +35,8 @@ from seqexport.reports import TOLERANCE
 from seqexport.runtimes import OnnxRuntime, TorchRuntime
 from seqexport.tracing import example_sizes, trace
 from seqexport.verification import plan
-from training import coverage
-from training.coverage import Configuration
+from training import configurations
+from training.configurations import Configuration
 
 torch.set_num_threads(1)
 
@@ -203,9 +203,9 @@ def live(module, inputs):
 @functools.cache
 def configuration(chosen):
     rng = np.random.default_rng(3)
-    specs = coverage.flat_specs(chosen)
+    specs = configurations.flat_specs(chosen)
     feeds = [sampled(specs, row, rng, short) for short in (False, True) for row in SHAPES]
-    return Exported(live(lambda: coverage.build(chosen), chosen.inputs()), feeds)
+    return Exported(live(lambda: configurations.build(chosen), chosen.inputs()), feeds)
 
 
 @functools.cache

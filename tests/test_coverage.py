@@ -9,8 +9,9 @@ import pytest
 import torch
 
 import seqexport
-from training import coverage
-from training.coverage import ROOT, Configuration, Outcome, Worker, check, grid, kinds, sampled, singles, table
+from training import configurations, coverage
+from training.configurations import Configuration, grid, singles
+from training.coverage import ROOT, Outcome, Worker, check, kinds, sampled, table
 from training.journal import Journal
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning")
@@ -93,7 +94,7 @@ def test_packed_rows_differ_and_once_all_end_before_the_input_does():
         configuration = Configuration("GRU", packed=packed, padded="longest")
         for batch, steps in coverage.SHAPES:
             whole, short = (
-                coverage.feeds(configuration, batch, steps, short, seed=0)["lengths"] for short in (False, True)
+                configurations.feeds(configuration, batch, steps, short, seed=0)["lengths"] for short in (False, True)
             )
             assert whole.max() == steps and short.max() == max(1, steps - 1)
             assert min(whole.min(), short.min()) >= 1
