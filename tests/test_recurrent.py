@@ -71,6 +71,34 @@ def test_the_operator_itself_gives_what_torch_gives(cell):
     for lengths in (None, torch.tensor([6, 1, 4])):
         arguments = (x, *state, lengths, list(net._flat_weights), True, 2, True, *more)
         torch.library.opcheck(operator.default, arguments)
+    found = operator(x, *state, torch.tensor([6, 1, 4]), net._flat_weights, True, 2, True, *more)
+    for a, b in zip(packed(net, x, [6, 1, 4], state if cell == "lstm" else state[0]), found, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@torch.no_grad()
+def packed(net, x, lengths, state):
+    """What the net gives for rows as long as `lengths`, laid out as x is, and its final state."""
+    rows = nn.utils.rnn.pack_padded_sequence(x, torch.tensor(lengths), enforce_sorted=False)
+    y, final = net(rows, state)
+    return [nn.utils.rnn.pad_packed_sequence(y, total_length=len(x))[0], *flat(final)]
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")  # torch, of its kernels
+@pytest.mark.parametrize("lengths", [None, [6, 1, 4]])
+@pytest.mark.parametrize("given", [True, False])
+def test_the_operator_itself_of_a_projected_lstm_gives_what_torch_gives(given, lengths):
+    net = randomised(nn.LSTM(FEATURES, HIDDEN, 2, bidirectional=True, proj_size=3), seed=4).requires_grad_(False)
+    x = torch.randn(6, 3, FEATURES)
+    state = (torch.randn(4, 3, 3), torch.randn(4, 3, HIDDEN)) if given else None
+    rows = None if lengths is None else torch.tensor(lengths)
+    weights = list(net._flat_weights)
+    arguments = (x, *(state or (None, None)), rows, weights, True, 2, True)
+    with torch.no_grad():
+        expected = flat(net(x, state)) if lengths is None else packed(net, x, lengths, state)
+    for a, b in zip(expected, torch.ops.seqexport.lstm_projected(*arguments), strict=True):
+        torch.testing.assert_close(a, b)
+    torch.library.opcheck(torch.ops.seqexport.lstm_projected.default, arguments)
 
 
 class WithLengths(nn.Module):
