@@ -27,7 +27,7 @@ State = tuple[Tensor, ...]
 
 # torch's gates, in the order that ONNX wants them: LSTM i,f,g,o → i,o,f,c; GRU r,z,n → z,r,h.
 # Source: the equations of torch.nn.LSTM and GRU, and of the ONNX operators LSTM-14 and GRU-14.
-ONNX_GATE_ORDER: dict[Cell, tuple[int, ...]] = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2), "rnn": (0,)}
+ONNX_GATE_ORDER: dict[Cell, tuple[int, ...]] = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2)}
 
 # torch's names of the recurrent calls, as cell and nonlinearity.
 MODES: dict[str, tuple[Cell, str]] = {
@@ -50,7 +50,7 @@ def lstm(
     bidirectional: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """x (T, B, F), h0 and c0 (L*D, B, H), lengths (B) → y (T, B, D*H), hn and cn (L*D, B, H)."""
-    y, hn, cn = _eager("lstm", x, (h0, c0), lengths, weights, bias, layers, bidirectional, 0.0)
+    y, hn, cn = _eager("lstm", x, (h0, c0), lengths, weights, bias, layers, bidirectional)
     return y.clone(), hn.clone(), cn.clone()
 
 
@@ -59,7 +59,7 @@ def gru(
     x: Tensor, h0: Tensor, lengths: Tensor | None, weights: list[Tensor], bias: bool, layers: int, bidirectional: bool
 ) -> tuple[Tensor, Tensor]:
     """x (T, B, F), h0 (L*D, B, H), lengths (B) → y (T, B, D*H), hn (L*D, B, H)."""
-    y, hn = _eager("gru", x, (h0,), lengths, weights, bias, layers, bidirectional, 0.0)
+    y, hn = _eager("gru", x, (h0,), lengths, weights, bias, layers, bidirectional)
     return y.clone(), hn.clone()
 
 
@@ -75,7 +75,7 @@ def rnn(
     nonlinearity: str,
 ) -> tuple[Tensor, Tensor]:
     """x (T, B, F), h0 (L*D, B, H), lengths (B) → y (T, B, D*H), hn (L*D, B, H). nonlinearity: tanh or relu."""
-    y, hn = _eager(f"rnn_{nonlinearity}", x, (h0,), lengths, weights, bias, layers, bidirectional, 0.0)
+    y, hn = _eager(f"rnn_{nonlinearity}", x, (h0,), lengths, weights, bias, layers, bidirectional)
     return y.clone(), hn.clone()
 
 
@@ -94,7 +94,7 @@ def lstm_projected(
     cn (L*D, B, H). After a direction's other weights comes W_hr (P, H), which projects its h."""
     shapes = _projected_state(x, weights, layers, bidirectional)
     state = tuple(x.new_zeros(shape) for shape in shapes) if h0 is None or c0 is None else (h0, c0)
-    y, hn, cn = _eager("lstm", x, state, lengths, weights, bias, layers, bidirectional, 0.0)
+    y, hn, cn = _eager("lstm", x, state, lengths, weights, bias, layers, bidirectional)
     return y.clone(), hn.clone(), cn.clone()
 
 
@@ -120,7 +120,7 @@ def _eager(
     bias: bool,
     layers: int,
     bidirectional: bool,
-    dropout: float,
+    dropout: float = 0.0,
 ) -> State:
     """The call that torch's module of this mode makes, on packed rows where there are lengths."""
     call = getattr(torch._VF, mode)
@@ -256,10 +256,9 @@ def _ints(*values: int) -> Any:
 
 def _reordered(cell: Cell, parameter: Any, hidden_size: int) -> Any:
     """A weight (G*H, K) or a bias (G*H) with its gates in ONNX's order."""
-    order = ONNX_GATE_ORDER[cell]
-    if len(order) == 1:
+    if cell not in ONNX_GATE_ORDER:
         return parameter
-    rows = [gate * hidden_size + row for gate in order for row in range(hidden_size)]
+    rows = [gate * hidden_size + row for gate in ONNX_GATE_ORDER[cell] for row in range(hidden_size)]
     return op.Gather(parameter, _ints(*rows), axis=0)
 
 
