@@ -87,13 +87,13 @@ def packed(net, x, lengths, state):
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")  # torch, of its kernels
 @pytest.mark.parametrize("lengths", [None, [6, 1, 4]])
 @pytest.mark.parametrize("given", [True, False])
-def test_the_operator_itself_of_a_projected_lstm_gives_what_torch_gives(given, lengths):
-    net = randomised(nn.LSTM(FEATURES, HIDDEN, 2, bidirectional=True, proj_size=3), seed=4).requires_grad_(False)
-    x = torch.randn(6, 3, FEATURES)
-    state = (torch.randn(4, 3, 3), torch.randn(4, 3, HIDDEN)) if given else None
-    rows = None if lengths is None else torch.tensor(lengths)
-    weights = list(net._flat_weights)
-    arguments = (x, *(state or (None, None)), rows, weights, True, 2, True)
+@pytest.mark.parametrize("both", [True, False])
+def test_the_operator_itself_of_a_projected_lstm_gives_what_torch_gives(both, given, lengths):
+    net = randomised(nn.LSTM(FEATURES, HIDDEN, 2, bidirectional=both, proj_size=3), seed=4).requires_grad_(False)
+    x, rows = torch.randn(6, 3, FEATURES), 4 if both else 2
+    state = (torch.randn(rows, 3, 3), torch.randn(rows, 3, HIDDEN)) if given else None
+    read = None if lengths is None else torch.tensor(lengths)
+    arguments = (x, *(state or (None, None)), read, list(net._flat_weights), True, 2, both)
     with torch.no_grad():
         expected = flat(net(x, state)) if lengths is None else packed(net, x, lengths, state)
     for a, b in zip(expected, torch.ops.seqexport.lstm_projected(*arguments), strict=True):
