@@ -138,7 +138,7 @@ def test_the_state_can_be_required_or_left_away(tmp_path, state):
     assert seqexport.verify_files(path, tmp_path / "net.forecast.onnx").passed
 
 
-@pytest.mark.parametrize("opset", [18, 21])
+@pytest.mark.parametrize("opset", [18, 23])
 def test_the_opset_is_the_one_asked_for(tmp_path, opset):
     report = seqexport.export(save_forecaster(tmp_path / "net.pt"), opset=opset)
     assert report.passed
@@ -275,8 +275,9 @@ def test_an_exports_destination_is_checked(tmp_path):
         seqexport.export(path, tmp_path)
     with pytest.raises(FileError, match="the checkpoint itself"):
         seqexport.export(path, path)
-    with pytest.raises(SpecError, match="opset 3"):
-        seqexport.export(path, opset=3)
+    for opset in (3, 17, 24):
+        with pytest.raises(SpecError, match=f"opset {opset} is out of reach; expected 18 to 23"):
+            seqexport.export(path, opset=opset)
     assert list(tmp_path.iterdir()) == [path]
 
 
