@@ -101,6 +101,24 @@ def test_the_operator_itself_of_a_projected_lstm_gives_what_torch_gives(both, gi
     torch.library.opcheck(torch.ops.seqexport.lstm_projected.default, arguments)
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("cell", CELLS)
+def test_the_function_itself_does_what_its_module_does_dropout_included(cell, training):
+    net = recurrence(cell, 3, True, True, False).train(training)
+    net.dropout = 0.5
+    x, state = torch.randn(6, 3, FEATURES), tuple(torch.randn(6, 3, HIDDEN) for _ in range(2 if cell == "lstm" else 1))
+    own = state if cell == "lstm" else state[0]
+    for lengths in (None, [6, 1, 4]):
+        torch.manual_seed(5)
+        with torch.no_grad():
+            expected = flat(net(x, own)) if lengths is None else packed(net, x, lengths, own)
+        torch.manual_seed(5)
+        with torch.no_grad():
+            y, final = recurrent.as_function(net)(x, state, None if lengths is None else torch.tensor(lengths))
+        for a, b in zip(expected, (y, *final), strict=True):
+            torch.testing.assert_close(a, b)
+
+
 class WithLengths(nn.Module):
     """Padded rows read as far as their lengths say, as a pipeline reads them."""
 

@@ -15,6 +15,9 @@ WORDS: Mapping[str, tuple[str, ...]] = {
 # (module, function, a part of the change) → why no number changes.
 REASONS: Mapping[tuple[str, str, str], str] = {
     ("recurrent", "lstm_projected", "h0 is None"): "an LSTM is given both parts of its state, or none",
+    ("recurrent", "_eager", "is not None"): "it is said for the type checker",
+    ("recurrent", "_eager", "-1]"): "of a single part the first is the last",
+    ("recurrent", "_eager", "dropout"): "a share of nothing is dropped, whether it is asked for or not",
     ("graphs", "", "OPSETS"): "an opset that is offered or not changes no file (tests/test_exporter.py has them all)",
     ("graphs", "", "DEFAULT_OPSET"): "the command has its own default; the numbers are the same in every opset",
     ("graphs", "build_graph.lowered_again", "others ="): "any sizes will do that are not the example's",
