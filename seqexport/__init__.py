@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from seqexport.exporter import export, verify_files
     from seqexport.inference import Choices
     from seqexport.modules import load_module
+    from seqexport.quantization import quantize
     from seqexport.runtimes import load
 
 __version__ = "0.1.0"
@@ -35,6 +36,7 @@ _LAZY = {
     "verify_files": "exporter",
     "load": "runtimes",
     "load_module": "modules",
+    "quantize": "quantization",
 }
 
 __all__ = [
@@ -49,6 +51,7 @@ __all__ = [
     "export",
     "load",
     "load_module",
+    "quantize",
     "read_checkpoint",
     "verify_files",
     "write_checkpoint",

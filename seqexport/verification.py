@@ -172,13 +172,18 @@ class Sample:
 
 @dataclass(frozen=True)
 class WrittenFile:
-    """A file that was written: bytes, opset, and nodes (those of loop bodies among them)."""
+    """A file that was written: bytes, opset, and nodes (those of loop bodies among them).
+
+    int8_bytes: how many of its weights' bytes (weight_bytes) are int8; both 0 for a float32 file.
+    """
 
     part: str
     path: str
     bytes: int
     opset: int
     nodes: int
+    int8_bytes: int = 0
+    weight_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -204,9 +209,9 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """Whether there were cases, every one is within the tolerance, and every property that was tried holds."""
-        agrees = bool(self.outcomes) and all(outcome.passed(self.tolerance) for outcome in self.outcomes)
-        return agrees and all(tried.held for tried in self.properties)
+        """Whether anything was tried, every case is within the tolerance, and every property holds."""
+        agrees = all(outcome.passed(self.tolerance) for outcome in self.outcomes)
+        return bool(self.outcomes or self.properties) and agrees and all(tried.held for tried in self.properties)
 
     @property
     def max_abs_error(self) -> float:
@@ -311,10 +316,15 @@ def plan(subject: Subject, reference: Runtime | None = None, asked: Sequence[Map
             kept.append(answered)
     if not kept:
         raise UnsupportedError(
-            f"torch itself runs the model at none of the {len(cases)} sizes tried ({next(iter(refused.values()))}): "
+            f"{reference.name} itself runs the model at none of the {len(cases)} sizes tried "
+            f"({next(iter(refused.values()))}): "
             "give a dim that can't vary as a number, and dims that must be equal one name."
         )
-    notes = [f"torch itself does not run at {', '.join(refused)}: larger sizes were tried instead"] if refused else []
+    notes = (
+        [f"{reference.name} itself does not run at {', '.join(refused)}: larger sizes were tried instead"]
+        if refused
+        else []
+    )
     return Plan(tuple(kept), tuple(notes))
 
 
