@@ -141,9 +141,9 @@ def test_large_linear_layers_multiply_integers_and_share_a_tied_table(tmp_path, 
     made = to_int8(onnx.load(tmp_path / "n.onnx"), "n.onnx", bits)
     kinds = [node.op_type for node in made.model.graph.node]
     assert ("DynamicQuantizeMatMul" in kinds) == (bits == 7)
-    assert sorted(array.dims[:] for array in tensors(made.model).values() if len(array.dims) > 1) == sorted(
-        [[1200, 64], [1, 64, 256], [1, 64, 256], [1, 256], [1, 256], [1, 256], [1, 512]] + ([[1, 1, 64]] * 0)
-    )
+    assert [tensor.dims[:] for tensor in tensors(made.model).values() if 64 * 1200 in (np.prod(tensor.dims),)] == [
+        [1200, 64]
+    ]
     assert made.int8_bytes == 1200 * 64 + 2 * 64 * 256 + 256
     float32, int8 = seqexport.load(tmp_path / "n.onnx"), tmp_path / "q.onnx"
     int8.write_bytes(made.model.SerializeToString())
@@ -460,9 +460,8 @@ def test_a_live_module_with_tokens_and_lengths(tmp_path):
     report = seqexport.export(randomised(Tagger()), tmp_path / "net.onnx", inputs=inputs)
     report = seqexport.quantize(tmp_path / "net.onnx")
     assert report.found == "module" and report.files[0].path.endswith("net.int8.onnx")
-    assert {tried.name for tried in report.properties} == {"int8 cosine", "int8 length", "int8 decisions"}
-    sizes = {(batch, time) for batch, time in SIZES}
-    assert len(report.properties) and sizes
+    assert {tried.name for tried in report.properties} == {"int8 cosine", "int8 length", "int8 whole numbers"}
+    assert report.properties[0].trials == 8 and report.notes == ()
     feeds = {"tokens": np.random.default_rng(0).integers(0, 300, (4, 9)), "lengths": [9, 1, 4, 7]}
     both = [seqexport.load(tmp_path / "net.onnx", runtime).run(feeds) for runtime in (None, "onnxruntime-int8")]
     assert cosine(*(outputs["scores"] for outputs in both)) > 0.999
