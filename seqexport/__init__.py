@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from seqexport.exporter import export, verify_files
     from seqexport.inference import Choices
     from seqexport.modules import load_module
+    from seqexport.quantization import quantize
     from seqexport.runtimes import load
     from seqexport.streaming import Stream
 
@@ -37,6 +38,7 @@ _LAZY = {
     "verify_files": "exporter",
     "load": "runtimes",
     "load_module": "modules",
+    "quantize": "quantization",
 }
 
 __all__ = [
@@ -52,6 +54,7 @@ __all__ = [
     "export",
     "load",
     "load_module",
+    "quantize",
     "read_checkpoint",
     "verify_files",
     "write_checkpoint",

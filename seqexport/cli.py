@@ -30,11 +30,13 @@ commands:
   verify CHECKPOINT ONNX  hold a file that was exported before against its checkpoint
   inspect FILE            tell what a checkpoint or an ONNX file holds
   run FILE NAME=VALUE …   run a model once
+  quantize ONNX           write the int8 form of a file beside it, held against it
   doctor                  tell what is installed, whether it works, and the fix for what does not
 
 examples:
   python -m seqexport lstm.pt
   python -m seqexport lstm.pt -o net.onnx --head last
+  python -m seqexport lstm.pt --precision fp32,int8 --data samples.csv
   python -m seqexport lstm.pt --module nets.py:Tagger --init '{"size": 64}' --input 'tokens: int64[batch,time]{0..999}'
   python -m seqexport verify lstm.pt lstm.onnx --thorough --report lstm.html
   python -m seqexport COMMAND --help
@@ -133,6 +135,9 @@ def _add_module_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+_SAMPLES = "samples for the task's own metric: a CSV whose last column is a series, one of text and label, or a text"
+
+
 def _export_parser() -> argparse.ArgumentParser:
     parser = _base_parser(
         "CHECKPOINT [-o OUT.onnx] [options]", "Export a checkpoint, verify what was written.", "lstm.pt -o net.onnx"
@@ -152,6 +157,13 @@ def _export_parser() -> argparse.ArgumentParser:
         default="optional",
         help="the state as an input that may be left out, one that is required, or none (default: optional)",
     )
+    parser.add_argument(
+        "--precision",
+        default="fp32",
+        metavar="WORDS",
+        help="fp32, int8 or fp32,int8: int8 goes into a file of its own, OUT.int8.onnx (default: fp32)",
+    )
+    parser.add_argument("--data", metavar="FILE", help=f"{_SAMPLES}, which int8 is then held to")
     _add_network_options(parser)
     _add_module_options(parser)
     parser.add_argument(
@@ -175,11 +187,7 @@ def _verify_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="also try properties, such as every cut, other padding, 2,000 steps, and ask third opinions (a minute)",
     )
-    parser.add_argument(
-        "--data",
-        metavar="FILE",
-        help="samples for the task's own metric: a CSV whose last column is a series, one of text and label, or a text",
-    )
+    parser.add_argument("--data", metavar="FILE", help=_SAMPLES)
     parser.add_argument("--report", metavar="PAGE", help="also write the report to PAGE.html, with plots, or PAGE.json")
     _add_network_options(parser)
     _add_module_options(parser)
@@ -210,6 +218,19 @@ def _run_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _quantize_parser() -> argparse.ArgumentParser:
+    parser = _base_parser(
+        "quantize ONNX [-o OUT.onnx] [options]",
+        "Write the int8 form of a float32 file, and of its pipeline's file beside it, and hold it against float32: by "
+        "the task's own metric where there are samples, otherwise by cosine and decisions.",
+        "quantize net.onnx --data samples.csv",
+    )
+    parser.add_argument("onnx", metavar="ONNX", help="a network's file, a pipeline's, or another with recurrent nodes")
+    parser.add_argument("-o", "--output", metavar="OUT", help="the file to write (default: net.int8.onnx for net.onnx)")
+    parser.add_argument("--data", metavar="FILE", help=_SAMPLES)
+    return parser
+
+
 def _doctor_parser() -> argparse.ArgumentParser:
     return _base_parser(
         "doctor [--json]",
@@ -233,17 +254,14 @@ def _export(options: argparse.Namespace) -> int:
     module = _module_options(options)
     from seqexport.exporter import export
 
+    how = {"opset": options.opset, "precision": options.precision, "data": options.data}
     with status(f"exporting and verifying {options.checkpoint}"):
         if module is None:
-            report = export(
-                options.checkpoint, options.output, opset=options.opset, state=options.state, choices=_choices(options)
-            )
+            report = export(options.checkpoint, options.output, state=options.state, choices=_choices(options), **how)
         else:
             user, inputs = module
             output = options.output or str(Path(options.checkpoint).with_suffix(".onnx"))
-            report = export(
-                user, output, inputs=inputs, opset=options.opset, state_map=_pairs(options.state_map, "--state-map")
-            )
+            report = export(user, output, inputs=inputs, state_map=_pairs(options.state_map, "--state-map"), **how)
     show_report(report, options.json)
     return 0
 
@@ -315,6 +333,15 @@ def _verify(options: argparse.Namespace) -> int:
     if not report.passed and not options.json:
         require(report, options.onnx)
     return 0 if report.passed else 1
+
+
+def _quantize(options: argparse.Namespace) -> int:
+    from seqexport.quantization import quantize
+
+    with status(f"making {options.onnx} int8"):
+        report = quantize(options.onnx, options.output, data=options.data, isolated=True)
+    show_report(report, options.json)
+    return 0
 
 
 def _inspect(options: argparse.Namespace) -> int:
@@ -416,5 +443,6 @@ COMMANDS: dict[str, tuple[Callable[[], argparse.ArgumentParser], Callable[[argpa
     "verify": (_verify_parser, _verify),
     "inspect": (_inspect_parser, _inspect),
     "run": (_run_parser, _run),
+    "quantize": (_quantize_parser, _quantize),
     "doctor": (_doctor_parser, _doctor),
 }

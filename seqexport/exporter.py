@@ -14,7 +14,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import onnx
 from torch import nn
 
 from seqexport import __version__
@@ -29,8 +28,9 @@ from seqexport.metrics import read_samples, task_metric
 from seqexport.modules import UserModule
 from seqexport.opinions import Exact, distance
 from seqexport.parts import Part, State, checkpoint_parts, module_parts
-from seqexport.reports import TOLERANCE, Outcome, Property, Report, Sample, WrittenFile, require
-from seqexport.runtimes import OnnxRuntime, TorchRuntime, onnx_metadata, parse_metadata
+from seqexport.quantization import Source, describe, made_int8, parse_precision, require_gate
+from seqexport.reports import TOLERANCE, Outcome, Property, Report, Sample, require
+from seqexport.runtimes import OnnxRuntime, TorchRuntime, int8_path, onnx_metadata, parse_metadata
 from seqexport.tracing import Trace, example_sizes, sizes_against, trace
 from seqexport.verification import Case, Plan, compare_facts, plan, verify
 
@@ -44,6 +44,8 @@ def export(
     state: State = "optional",
     choices: Choices | None = None,
     state_map: Mapping[str, str] | None = None,
+    precision: str | Sequence[str] = "fp32",
+    data: str | os.PathLike[str] | None = None,
 ) -> Report:
     """Export a live module, or a checkpoint's network and pipeline, verify what was written, and only then replace.
 
@@ -55,11 +57,17 @@ def export(
     choices: for a bare state_dict, what its weights can't tell.
     state_map: for a live module, {"hidden": "output_1"}: the input that a caller feeds an output back to. It goes into
         the file's metadata.
+    precision: "fp32", "int8" or both, "fp32,int8": int8 goes into files of its own, net.int8.onnx beside net.onnx.
+    data: samples for the task's own metric, which int8 is then held to.
 
-    Raises ParityError if the file does not give what torch gives, and other SeqExportErrors for what can't be read,
-    exported or written. Failures leave an existing destination unchanged.
+    Raises ParityError if the file does not give what torch gives or int8 is too far from it, and other SeqExportErrors
+    for what can't be read, exported or written. Failures leave an existing destination unchanged.
     """
-    start = time.perf_counter()
+    start, precisions = time.perf_counter(), parse_precision(precision)
+    if data is not None and "int8" not in precisions:
+        raise InputError(
+            "Samples are what int8 is held to: ask for it with the precision fp32,int8, or leave them out."
+        )
     if opset not in OPSETS:
         raise SpecError(f"The opset {opset} is out of reach; expected {OPSETS[0]} to {OPSETS[-1]}.")
     if state not in ("optional", "explicit", "none"):
@@ -81,12 +89,13 @@ def export(
         checkpoint = read_checkpoint(model, choices)
         parts, about = checkpoint_parts(checkpoint, target, state)
         _check_destinations(checkpoint.path, parts)
+    if "int8" in precisions:
+        _check_int8_destinations(parts, precisions)
     with contextlib.ExitStack() as stack:
         for part in parts:
             stack.enter_context(evaluating(part.module))
-        outcomes, files, notes = _write_verified(parts, opset, about)
-    about["notes"] = (*about["notes"], *notes)
-    return Report(outcomes, files=files, seconds=time.perf_counter() - start, **about)
+        report = _write_verified(parts, opset, about, precisions, None if data is None else Path(data))
+    return replace(report, seconds=time.perf_counter() - start)
 
 
 def verify_files(
@@ -108,6 +117,11 @@ def verify_files(
     """
     start, path = time.perf_counter(), Path(onnx_path)
     metadata = onnx_metadata(path)
+    if metadata.get("precision") == "int8":
+        raise InputError(
+            f"{path} is an int8 file, which is further from torch than rounding: verify the float32 file it was made "
+            "of, and hold int8 against that with python -m seqexport quantize, which writes it anew."
+        )
     check_structure(path, parse_onnx(path))
     candidate = OnnxRuntime(path)
     if isinstance(model, UserModule):
@@ -130,7 +144,7 @@ def verify_files(
     about["notes"] = (*about["notes"], *planned.notes)
     return Report(
         tuple(outcomes),
-        files=(_describe(part, path, path),),
+        files=(describe(part.subject.part, path, path),),
         seconds=time.perf_counter() - start,
         properties=tuple(tried),
         samples=tuple(samples),
@@ -174,16 +188,22 @@ def _check_destinations(source: Path, parts: Sequence[Part]) -> None:
             raise FileError(f"{part.path} is the checkpoint itself: choose another output with -o.")
 
 
-def _write_verified(
-    parts: Sequence[Part], opset: int, about: Mapping[str, Any]
-) -> tuple[tuple[Outcome, ...], tuple[WrittenFile, ...], tuple[str, ...]]:
-    """Write every graph beside its destination, verify what lies on the disk, and put all in place only then.
+def _check_int8_destinations(parts: Sequence[Part], precisions: Sequence[str]) -> None:
+    for part in parts:
+        target = int8_path(part.path)
+        if target == part.path and "fp32" in precisions:
+            raise FileError(f"{target} is the name of an int8 file, and float32 can't have it too: choose another.")
+        check_destination(target)
 
-    Gives the outcomes, the files, and notes on the cases.
-    """
+
+def _write_verified(
+    parts: Sequence[Part], opset: int, about: Mapping[str, Any], precisions: Sequence[str], data: Path | None
+) -> Report:
+    """Write every graph beside its destination, verify what lies on the disk, make int8 of it where that is asked for,
+    and put all in place only then."""
     written: list[tuple[Part, Draft]] = []
     outcomes: list[Outcome] = []
-    notes: list[str] = []
+    notes: list[str] = list(about["notes"])
     try:
         for part in parts:
             sizes = part.subject.further or example_sizes(part.inputs, part.module)
@@ -195,13 +215,25 @@ def _write_verified(
             written.append((part, draft))
             outcomes += _verify_part(part, OnnxRuntime(draft.file), planned.cases, part.metadata)
             _explain(part, traced, planned.cases, outcomes[-len(planned.cases) :])
-        require(Report(tuple(outcomes), **about), " and ".join(str(part.path) for part in parts))
-        files = tuple(_describe(part, draft.file, part.path) for part, draft in written)
-        put_in_place([draft for _, draft in written])
+        report = Report(tuple(outcomes), **{**about, "notes": tuple(notes)})
+        require(report, " and ".join(str(part.path) for part in parts))
+        drafts: list[Draft] = []
+        if "fp32" in precisions:
+            files = tuple(describe(part.subject.part, draft.file, part.path) for part, draft in written)
+            report, drafts = replace(report, files=files), [draft for _, draft in written]
+        if "int8" not in precisions:
+            put_in_place(drafts)
+            return report
+        sources = [Source(draft.file, part.path, int8_path(part.path)) for part, draft in written]
+        with made_int8(sources, data) as made:
+            files, notes = (*report.files, *made.files), [*notes, *made.notes]
+            report = replace(report, files=files, notes=tuple(notes), properties=made.properties)
+            require_gate(report)
+            put_in_place([*drafts, *made.drafts])
+        return report
     finally:
         for _, draft in written:
             draft.drop()
-    return tuple(outcomes), files, tuple(notes)
 
 
 def _plan(part: Part, traced: Trace) -> Plan:
@@ -246,17 +278,6 @@ def _weighed(part: Part, case: Case, outcome: Outcome) -> Outcome:
     own = 0.0 if exact is None else distance(exact, _reference(part).run(case.feeds))
     note = f"torch itself is {own:.1e} from its float64"
     return replace(outcome, explained=2 * own >= max(outcome.errors.values()), notes=(*outcome.notes, note))
-
-
-def _describe(part: Part, file: Path, shown: Path) -> WrittenFile:
-    model = onnx.load_model(file)
-    opset = max(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
-    return WrittenFile(part.subject.part, str(shown), file.stat().st_size, opset, _count_nodes(model.graph))
-
-
-def _count_nodes(graph: onnx.GraphProto) -> int:
-    bodies = (attribute.g for node in graph.node for attribute in node.attribute if attribute.HasField("g"))
-    return len(graph.node) + sum(_count_nodes(body) for body in bodies)
 
 
 def _metadata(part: Part, cases: int) -> dict[str, str]:

@@ -51,14 +51,21 @@ def read_samples(path: Path, part: str, metadata: Mapping[str, Any]) -> Samples 
     return None
 
 
-def task_metric(part: str, samples: Samples, torch: Runtime, candidate: Runtime) -> Property:
-    """The metric of both runtimes side by side; the difference is relative to torch's."""
-    ours, theirs = samples.measure(candidate), samples.measure(torch)
+def task_metric(
+    part: str,
+    samples: Samples,
+    reference: Runtime,
+    candidate: Runtime,
+    allowed: float = ALLOWED,
+    reason: str = "a thousandth of the metric, far more than rounding moves",
+    names: tuple[str, str] = ("torch", "onnxruntime"),
+) -> Property:
+    """The metric of both runtimes side by side; the difference is relative to the reference's."""
+    ours, theirs = samples.measure(candidate), samples.measure(reference)
     apart = abs(ours - theirs) / max(abs(theirs), 1e-12)
-    note = f"{samples.metric} of {samples.count:,} samples: torch {theirs:.5g}, onnxruntime {ours:.5g}"
-    claim = "the task's own metric on real samples is torch's"
-    reason = "a thousandth of the metric, far more than rounding moves"
-    return Property(part, "task metric", claim, samples.count, apart, ALLOWED, reason, notes=(note,))
+    note = f"{samples.metric} of {samples.count:,} samples: {names[0]} {theirs:.5g}, {names[1]} {ours:.5g}"
+    claim = f"the task's own metric on real samples is {names[0]}'s"
+    return Property(part, "task metric", claim, samples.count, apart, allowed, reason, notes=(note,))
 
 
 def _read(path: Path) -> str:

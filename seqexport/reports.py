@@ -85,13 +85,18 @@ class Sample:
 
 @dataclass(frozen=True)
 class WrittenFile:
-    """A file that was written: bytes, opset, and nodes (those of loop bodies among them)."""
+    """A file that was written: bytes, opset, and nodes (those of loop bodies among them).
+
+    int8_bytes: how many of its weights' bytes (weight_bytes) are int8; both 0 for a float32 file.
+    """
 
     part: str
     path: str
     bytes: int
     opset: int
     nodes: int
+    int8_bytes: int = 0
+    weight_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -117,9 +122,9 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """Whether there were cases, every one is within the tolerance, and every property that was tried holds."""
-        agrees = bool(self.outcomes) and all(outcome.passed(self.tolerance) for outcome in self.outcomes)
-        return agrees and all(tried.held for tried in self.properties)
+        """Whether anything was tried, every case is within the tolerance, and every property holds."""
+        agrees = all(outcome.passed(self.tolerance) for outcome in self.outcomes)
+        return bool(self.outcomes or self.properties) and agrees and all(tried.held for tried in self.properties)
 
     @property
     def max_abs_error(self) -> float:

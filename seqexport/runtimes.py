@@ -8,6 +8,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,18 @@ if TYPE_CHECKING:
 
     from seqexport.checkpoint import Checkpoint
 
-JSON_METADATA = ("network", "state_map", "preprocessing", "labels", "metrics", "data", "versions", "verification")
+JSON_METADATA = (
+    "network",
+    "state_map",
+    "preprocessing",
+    "labels",
+    "metrics",
+    "data",
+    "versions",
+    "verification",
+    "quantization",
+)
+RUNTIMES = ("torch", "onnxruntime", "onnxruntime-int8")
 
 
 class Runtime:
@@ -129,6 +141,7 @@ class OnnxRuntime(Runtime):
             reason = str(error).splitlines()[0]
             raise FileError(f"{what} could not be loaded by onnxruntime ({reason}); expected an ONNX model.") from error
         self.metadata = parse_metadata(self.session.get_modelmeta().custom_metadata_map)
+        self.name = "onnxruntime-int8" if self.metadata.get("precision") == "int8" else "onnxruntime"
         known = _known_inputs(self.metadata)
         required = [_input_spec(value, False, known) for value in self.session.get_inputs()]
         optional = [_input_spec(value, True, known) for value in self.session.get_overridable_initializers()]
@@ -228,7 +241,8 @@ def load(
     onednn: bool | None = None,
     isolated: bool = False,
 ) -> Runtime:
-    """Load a checkpoint (runtime "torch") or an ONNX file (runtime "onnxruntime"): its network, or its pipeline.
+    """Load a checkpoint (runtime "torch") or an ONNX file (runtime "onnxruntime"): its network, or its pipeline. With
+    the runtime "onnxruntime-int8" it is the int8 file beside it, net.int8.onnx beside net.onnx.
 
     isolated: open the file in a child process first, so that one that would end this process is a FileError. It is for
     files from outside, as the command line takes them; it takes half a second, which a program that loads its own
@@ -239,12 +253,16 @@ def load(
     runtime that does not run this kind of file.
     """
     path = Path(path)
-    if runtime not in (None, "torch", "onnxruntime"):
-        raise UnsupportedError(f"There is no runtime {runtime!r}; expected torch or onnxruntime.")
+    if runtime not in (None, *RUNTIMES):
+        raise UnsupportedError(
+            f"There is no runtime {runtime!r}; expected {', '.join(RUNTIMES[:-1])} or {RUNTIMES[-1]}."
+        )
     if threads < 1:
         raise InputError(f"A runtime needs at least 1 thread, got {threads}.")
+    if runtime == "onnxruntime-int8" and not path.exists() and int8_path(path).is_file():
+        path = int8_path(path)
     from_torch = is_checkpoint(path)
-    if from_torch and runtime == "onnxruntime":
+    if from_torch and runtime in ("onnxruntime", "onnxruntime-int8"):
         raise UnsupportedError(
             f"{path} is a checkpoint, which onnxruntime cannot run: python -m seqexport {path} first."
         )
@@ -254,6 +272,10 @@ def load(
         open_apart(path)
     if from_torch:
         return _load_torch(path, pipeline, threads, onednn)
+    if runtime == "onnxruntime-int8":
+        path = _int8_beside(path)
+        if isolated:
+            open_apart(path)
     if pipeline is not None and onnx_metadata(path).get("part", "network") == "network":
         path = pipeline_path(path, pipeline)
         if not path.is_file():
@@ -280,8 +302,39 @@ def _load_torch(path: Path, pipeline: str | None, threads: int, onednn: bool | N
 
 
 def pipeline_path(network_path: Path, pipeline: str) -> Path:
-    """net.onnx → net.forecast.onnx."""
-    return network_path.with_name(f"{network_path.stem}.{pipeline}{network_path.suffix}")
+    """net.onnx → net.forecast.onnx, and net.int8.onnx → net.forecast.int8.onnx."""
+    stem, int8 = _stem(network_path)
+    return network_path.with_name(f"{stem}.{pipeline}{int8}{network_path.suffix}")
+
+
+def _network_path(path: Path, pipeline: str) -> Path:
+    """What pipeline_path made the path of, or the path itself."""
+    stem, int8 = _stem(path)
+    return path.with_name(stem.removesuffix(f".{pipeline}") + int8 + path.suffix)
+
+
+def _stem(path: Path) -> tuple[str, str]:
+    """The name without its suffix and without the word that says int8, and that word."""
+    stem = path.stem.removesuffix(".int8")
+    return stem, path.stem.removeprefix(stem)
+
+
+def int8_path(path: Path) -> Path:
+    """net.onnx → net.int8.onnx, which stays what it is."""
+    return path.with_name(f"{path.stem.removesuffix('.int8')}.int8{path.suffix}")
+
+
+def _int8_beside(path: Path) -> Path:
+    """The int8 file of a float32 file, which may be given itself. Raises FileError where it is not there, or was made
+    of another file."""
+    if onnx_metadata(path).get("precision") == "int8":
+        return path
+    beside, command = int8_path(path), f"python -m seqexport quantize {path}"
+    if not beside.is_file():
+        raise FileError(f"There is no file {beside}, the int8 form of {path}: make it with {command}.")
+    if onnx_metadata(beside).get("quantized_from") != sha256(path.read_bytes()).hexdigest():
+        raise FileError(f"{beside} was not made of {path} as it is now: make it anew with {command}.")
+    return beside
 
 
 def onnx_metadata(path: Path) -> dict[str, Any]:
@@ -295,10 +348,7 @@ def check_pair(path: Path) -> None:
     if "checkpoint_sha256" not in mine or "task" not in mine:
         return
     task = mine["task"]
-    if mine.get("part") == "network":
-        other = pipeline_path(path, task)
-    else:
-        other = path.with_name(path.name.removesuffix(f".{task}{path.suffix}") + path.suffix)
+    other = (pipeline_path if mine.get("part") == "network" else _network_path)(path, task)
     if other == path or not other.is_file():
         return
     theirs = onnx_metadata(other).get("checkpoint_sha256", "none")

@@ -127,7 +127,6 @@ def show_report(report: Report, as_json: bool) -> None:
     if as_json:
         print_json(report.to_dict())
         return
-    from rich.table import Table
     from rich.text import Text
 
     console = _console()
@@ -140,16 +139,11 @@ def show_report(report: Report, as_json: bool) -> None:
         console.print(Text.assemble(("not used ", "bold yellow"), names))
     for file in report.files:
         about = f"{file.part}, {file.bytes:,} bytes, opset {file.opset}, {file.nodes} nodes"
+        if file.int8_bytes:
+            about += f", int8: {file.int8_bytes:,} of {file.weight_bytes:,} bytes of weights"
         console.print(Text.assemble(("file     ", "bold"), file.path, (f"  {about}", "dim")), soft_wrap=True)
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for column in ("part", "output"):
-        table.add_column(column)
-    for column in ("worst difference", "allowed"):
-        table.add_column(column, justify="right")
-    for (part, output), error in report.worst().items():
-        style = "" if error <= report.tolerance else "red"
-        table.add_row(part, output, Text(f"{error:.1e}" if error else "0", style), f"{report.tolerance:.0e}")
-    console.print(table)
+    if report.outcomes:
+        _print_worst(console, report)
     if report.properties:
         _print_properties(console, report)
     count = len(report.outcomes)
@@ -158,7 +152,9 @@ def show_report(report: Report, as_json: bool) -> None:
     for outcome in report.explained():
         about = f"{outcome.part}, {outcome.case}: {'; '.join(outcome.notes)}"
         console.print(Text.assemble(("rounded  ", "bold yellow"), printable(about)))
-    if report.passed:
+    if report.passed and not count:
+        verdict = Text("int8 holds what it is held to", "bold green")
+    elif report.passed:
         decided = "".join(f", {number:,} {noun}s the same" for noun, number in report.decided().items())
         decided += f", {len(report.ties())} of them ties" if report.ties() else ""
         verdict = Text(f"verified: {count} of {count} cases agree with torch{decided}", "bold green")
@@ -169,11 +165,27 @@ def show_report(report: Report, as_json: bool) -> None:
     console.print(Text.assemble(verdict, (f"  ({report.seconds:.1f} s)", "dim")))
 
 
+def _print_worst(console: Console, report: Report) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for column in ("part", "output"):
+        table.add_column(column)
+    for column in ("worst difference", "allowed"):
+        table.add_column(column, justify="right")
+    for (part, output), error in report.worst().items():
+        style = "" if error <= report.tolerance else "red"
+        table.add_row(part, output, Text(f"{error:.1e}" if error else "0", style), f"{report.tolerance:.0e}")
+    console.print(table)
+
+
 def _print_properties(console: Console, report: Report) -> None:
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    several = len({tried.part for tried in report.properties}) > 1
     table.add_column("property")
     for column in ("trials", "worst", "allowed"):
         table.add_column(column, justify="right")
@@ -184,9 +196,10 @@ def _print_properties(console: Console, report: Report) -> None:
         else:
             held = Text("holds", "green") if tried.held else Text("DOES NOT HOLD", "bold red")
             figures = (f"{tried.trials}", f"{tried.error:.1e}" if tried.error else "0", f"{tried.allowed:.0e}", held)
-        table.add_row(tried.name, *figures)
+        table.add_row(f"{tried.part}: {tried.name}" if several else tried.name, *figures)
     console.print()
     console.print(table)
     for tried in report.properties:
         for note in tried.notes:
-            console.print(Text.assemble((f"{tried.name}: ", "bold"), printable(note)))
+            name = f"{tried.part}: {tried.name}" if several else tried.name
+            console.print(Text.assemble((f"{name}: ", "bold"), printable(note)))

@@ -135,10 +135,15 @@ def plan(subject: Subject, reference: Runtime | None = None, asked: Sequence[Map
             kept.append(answered)
     if not kept:
         raise UnsupportedError(
-            f"torch itself runs the model at none of the {len(cases)} sizes tried ({next(iter(refused.values()))}): "
+            f"{reference.name} itself runs the model at none of the {len(cases)} sizes tried "
+            f"({next(iter(refused.values()))}): "
             "give a dim that can't vary as a number, and dims that must be equal one name."
         )
-    notes = [f"torch itself does not run at {', '.join(refused)}: larger sizes were tried instead"] if refused else []
+    notes = (
+        [f"{reference.name} itself does not run at {', '.join(refused)}: larger sizes were tried instead"]
+        if refused
+        else []
+    )
     return Plan(tuple(kept), tuple(notes))
 
 
