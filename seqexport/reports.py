@@ -64,12 +64,12 @@ class Property:
     @property
     def held(self) -> bool:
         """Whether it holds; written so that NaN does not."""
-        return not self.applies or (self.trials > 0 and self.error <= self.allowed)
+        return not self.applies or bool(self.trials > 0 and self.error <= self.allowed)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types."""
         curves = {name: [_plain(float(value)) for value in line] for name, line in self.curves.items()}
-        plain = {"error": _plain(self.error), "notes": list(self.notes), "curves": curves}
+        plain = {"error": _plain(float(self.error)), "notes": list(self.notes), "curves": curves}
         return {**vars(self), **plain, "held": self.held}
 
 

@@ -60,7 +60,8 @@ def test_a_bare_state_dict_and_its_flags(tmp_path, capsys):
 def test_exit_code_1_and_an_untouched_file_when_verification_fails(tmp_path, monkeypatch, capsys):
     path = save_forecaster(tmp_path / "net.pt")
     (tmp_path / "net.onnx").write_bytes(b"older")
-    monkeypatch.setattr(exporter, "verify", lambda *_: [Outcome("network", "batch 1 × time 1", {"y": 0.5})])
+    wrong = Outcome("network", "batch 1 × time 1", {"y": 0.5})
+    monkeypatch.setattr(exporter, "verify", lambda subject, reference, candidate, cases: [wrong] * len(cases))
     assert cli.main([str(path)]) == 1
     output = capsys.readouterr()
     assert "differs from torch" in output.err

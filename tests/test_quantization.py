@@ -42,8 +42,12 @@ def cosine(a, b):
 
 
 def save_network(path, cell, **options):
-    network = randomised(Network(NetworkSpec(cell, **({"features": 24, "hidden_size": 40} | options))))
-    seqexport.write_checkpoint(path, network)
+    network = randomised(Network(NetworkSpec(cell, **({"features": 32, "hidden_size": 40} | options))))
+    if cell == "rnn":  # of this size it would amplify rounding over 257 steps beyond every tolerance
+        torch.nn.utils.vector_to_parameters(
+            0.5 * torch.nn.utils.parameters_to_vector(network.rnn.parameters()).detach(), network.rnn.parameters()
+        )
+    torch.save(network.state_dict(), path)
     return path
 
 
@@ -172,14 +176,14 @@ def test_every_cell_is_near_float32_at_every_size(tmp_path, cell, layers, bidire
     assert int8.name == "onnxruntime-int8"
     rng = np.random.default_rng(5)
     for (batch, time), given in itertools.product(SIZES, (False, True)):
-        feeds = {"x": rng.standard_normal((batch, time, 24)).astype(np.float32)}
+        feeds = {"x": rng.standard_normal((batch, time, 32)).astype(np.float32)}
         for spec in int8.inputs[1:]:
             if given or not spec.optional:
                 feeds[spec.name] = spec.sample({"batch": batch}, rng)
         expected, found = float32.run(feeds), int8.run(feeds)
         for name, value in expected.items():
             assert cosine(value, found[name]) > 0.999
-            assert 0 < np.abs(value - found[name]).max() < 0.1
+            assert 0 < np.linalg.norm(value - found[name]) < 0.06 * np.linalg.norm(value)
 
 
 def test_pipelines_are_int8_in_their_loops_too(exported, exported_texts, tmp_path):
@@ -200,7 +204,9 @@ def test_a_loop_reads_weights_that_are_made_float32_outside_of_it(exported, tmp_
     seqexport.quantize(save_again(exported[cell], tmp_path, hidden_size=48), tmp_path / "q.onnx")
     for file in ("q.onnx", "q.forecast.onnx"):
         model = onnx.load(tmp_path / file)
-        assert [node.op_type for node in model.graph.node].count("Cast") >= 4
+        assert [node.op_type for node in model.graph.node].count(
+            "Cast"
+        ) == 3  # R, and the second layer's W and R; the rest is small
         bodies = [attribute.g for node in model.graph.node for attribute in node.attribute if attribute.HasField("g")]
         assert not {node.op_type for body in bodies for node in nodes_of(body)} & {"Cast", "DequantizeLinear"}
 
@@ -272,9 +278,9 @@ def gates_in_torchs_order(model):
         replaced(tensor, np.concatenate([i, f, c, o], axis=2))
 
 
-def head_scaled(model):
+def linear_scaled(model):
     for tensor in model.graph.initializer:
-        if "head" in tensor.name and tensor.name.endswith("_scale"):
+        if len(tensor.dims) == 1 and tensor.name.endswith("_scale"):  # those of an LSTM have two dims
             replaced(tensor, numpy_helper.to_array(tensor) * np.float32(1.5))
 
 
@@ -293,7 +299,7 @@ SPOILT = {
     "one scale off": one_scale_off,
     "zero points off": zero_points_off,
     "gates in another order": gates_in_torchs_order,
-    "head scaled": head_scaled,
+    "what is no LSTM scaled": linear_scaled,
     "rows of the embedding swapped": embedding_rows_swapped,
     "not a number": not_a_number,
 }
