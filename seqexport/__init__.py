@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from seqexport.exporter import export, verify_files
     from seqexport.inference import Choices
     from seqexport.modules import load_module
-    from seqexport.runtimes import load
+    from seqexport.peers import load
 
 __version__ = "0.1.0"
 
@@ -33,7 +33,7 @@ _LAZY = {
     "write_checkpoint": "checkpoint",
     "export": "exporter",
     "verify_files": "exporter",
-    "load": "runtimes",
+    "load": "peers",
     "load_module": "modules",
 }
 

@@ -25,6 +25,7 @@ ORDER = (
     "inference",
     "checkpoint",
     "runtimes",
+    "peers",
     "verification",
     "metrics",
     "modules",
