@@ -189,14 +189,10 @@ class Reference(Runtime):
         self.rows = RowsAlone.of(self.inputs)
 
     def _run(self, feeds: dict[str, np.ndarray]) -> Sequence[np.ndarray]:
-        if self.rows is None:
+        def run(feeds: dict[str, np.ndarray]) -> Sequence[np.ndarray]:
             return self.session.run(list(self.output_names), feeds)
-        lengths = feeds[self.rows.lengths.name]
-        alone = [self.session.run(list(self.output_names), self.rows.cut(feeds, row)) for row in range(len(lengths))]
-        return [
-            self.rows.joined(self.declared[name], [outputs[place] for outputs in alone], int(lengths.max()), feeds)
-            for place, name in enumerate(self.output_names)
-        ]
+
+        return run(feeds) if self.rows is None else self.rows.run(run, feeds, list(self.declared.values()))
 
 
 class RowsAlone:
@@ -210,6 +206,14 @@ class RowsAlone:
         """For a model of these inputs; None where none of them tells lengths."""
         found = next((spec for spec in inputs if isinstance(spec.high, str) and len(spec.dims) == 1), None)
         return cls(inputs, found) if found else None
+
+    def padded(self, feeds: Mapping[str, np.ndarray]) -> bool:
+        """Whether some row ends before the others' last step."""
+        return bool((feeds[self.lengths.name] < self._steps(feeds)).any())
+
+    def _steps(self, feeds: Mapping[str, np.ndarray]) -> int:
+        spec = next(spec for spec in self.inputs if self.lengths.high in spec.dims)
+        return feeds[spec.name].shape[spec.dims.index(str(self.lengths.high))]
 
     def cut(self, feeds: Mapping[str, np.ndarray], row: int) -> dict[str, np.ndarray]:
         """The feeds of one row."""
@@ -225,21 +229,32 @@ class RowsAlone:
                 alone[spec.name] = value
         return alone
 
-    def joined(
-        self, declared: Sequence[Any], rows: Sequence[np.ndarray], longest: int, feeds: Mapping[str, np.ndarray]
+    def run(
+        self,
+        run: Callable[[dict[str, np.ndarray]], Sequence[np.ndarray]],
+        feeds: Mapping[str, np.ndarray],
+        declared: Sequence[Sequence[Any]],
+    ) -> list[np.ndarray]:
+        """What `run` gives for each row alone, put together. declared: the dims of each output."""
+        alone = [run(self.cut(feeds, row)) for row in range(len(feeds[self.lengths.name]))]
+        return [self._joined(dims, rows, feeds) for dims, rows in zip(declared, zip(*alone, strict=True), strict=True)]
+
+    def _joined(
+        self, declared: Sequence[Any], rows: Sequence[np.ndarray], feeds: Mapping[str, np.ndarray]
     ) -> np.ndarray:
-        """One output of all rows, of the shape `declared`; along time, each row's last value repeated to the end."""
+        """One output of all rows; along time, each row's last value repeated to the end."""
         dims, along = list(declared), self.lengths.high
         if along in dims:
-            spec = next(spec for spec in self.inputs if along in spec.dims)
-            size, axis = feeds[spec.name].shape[spec.dims.index(along)], dims.index(along)
+            size, axis = self._steps(feeds), dims.index(along)
             rows = [np.take(row, np.minimum(range(size), row.shape[axis] - 1), axis) for row in rows]
         return np.concatenate(rows, dims.index(self.lengths.dims[0]))
 
 
 class OpenVino(Runtime):
     """OpenVINO on the CPU, in float32. It knows no optional inputs and would silently take a zero state, so it gets the
-    graph with the state required, and the zeros where the caller leaves it out."""
+    graph with the state required, and the zeros where the caller leaves it out. Read backward, its padded rows begin
+    with their padding, whatever lengths say: rows of a net of both directions are run one by one.
+    """
 
     name = "openvino"
 
@@ -254,6 +269,8 @@ class OpenVino(Runtime):
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": "f32",  # some processors would take bfloat16
         }
+        both = self.metadata["network"].get("bidirectional")
+        self.rows = RowsAlone.of(self.inputs) if both else None
         core = openvino.Core()
         try:
             compiled = core.compile_model(core.read_model(with_explicit_state(model)), "CPU", options)
@@ -270,6 +287,11 @@ class OpenVino(Runtime):
 
     def call(self, values: dict[str, Any]) -> Sequence[Any]:
         """Arrays in, arrays out."""
+        if self.rows and self.rows.padded(values):
+            return self.rows.run(self._infer, values, list(self.declared.values()))
+        return self._infer(values)
+
+    def _infer(self, values: dict[str, Any]) -> list[np.ndarray]:
         try:
             results = self.request.infer(values, share_inputs=True, decode_strings=False)
         except Exception as error:  # OpenVINO's exceptions have no common base
