@@ -20,6 +20,7 @@ from seqexport.errors import (
 
 if TYPE_CHECKING:
     from seqexport.checkpoint import read_checkpoint, write_checkpoint
+    from seqexport.comparison import compare
     from seqexport.exporter import export, verify_files
     from seqexport.inference import Choices
     from seqexport.modules import load_module
@@ -29,6 +30,7 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "Choices": "inference",
+    "compare": "comparison",
     "read_checkpoint": "checkpoint",
     "write_checkpoint": "checkpoint",
     "export": "exporter",
@@ -46,6 +48,7 @@ __all__ = [
     "SeqExportError",
     "SpecError",
     "UnsupportedError",
+    "compare",
     "export",
     "load",
     "load_module",
