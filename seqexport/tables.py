@@ -79,8 +79,8 @@ def about(comparison: Comparison) -> list[str]:
         f"{comparison.machine}.",
         f"Each runtime on {threads}, warmed up, taking turns in random order. × is by what factor a row is faster, the "
         f"median over rounds of the ratio within a round, with its {100 * LEVEL:.0f} % interval. Torch runs with "
-        "oneDNN on, its default, and off; its best is the faster. The best peer is the fastest of torch, torch.compile, "
-        "OpenVINO and loops in Python around a network's step, all float32.",
+        "oneDNN on, its default, and off; its best is the faster. The best peer is the fastest of torch, "
+        "torch.compile, OpenVINO and loops in Python around a network's step, all float32.",
         f"Error is |a − b| / max(1, max|torch|) of the answers, at most {TOLERANCE:.0e}; tokens and labels must be the "
         f"same, or ties. int8 must reach a cosine of {COSINE:g} and {100 * AGREEMENT:.0f} % of the decisions. Whoever "
         "differs is not timed.",
