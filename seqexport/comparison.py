@@ -327,7 +327,7 @@ class _Model:
     def _texts(self, data: Path | None) -> tuple[Sequence[str], str]:
         preprocessing = self.source.metadata["preprocessing"]
         if data is None:
-            return made_texts(preprocessing), "texts made of the vocabulary's own words (--data FILE reads real ones)"
+            return made_texts(preprocessing), "texts of the vocabulary's own words, drawn at random"
         texts = read_texts(data, preprocessing)
         chosen = [texts[index] for index in np.linspace(0, len(texts) - 1, min(TEXTS, len(texts))).astype(int)]
         return chosen, f"texts of {data.name}"
@@ -432,7 +432,7 @@ def _answered(scenario: Scenario, gate: Gate | None) -> dict[str, Row]:
     expected = scenario.answer(first)
     rows = {first.label: Row(first.label, first.runtime, first.peer, None, True)}
     for entrant in others:
-        about = (entrant.label, entrant.runtime, entrant.peer and entrant.runtime != "reference")
+        about = (entrant.label, entrant.runtime, entrant.peer)
         try:
             outcome = scenario.judge(expected, scenario.answer(entrant))
         except Exception as error:  # whatever a runtime raises where it can't run its model after all

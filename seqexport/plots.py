@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ COLOURS = {
     "openvino": "#b5a400",
     "reference": GREY,
 }
+INK = "#0b0b0b"  # letters on those colours
 WIDTH = 4.4  # inches: at 390 pixels a letter of 8 points is 8 points high
 SHOWN = ("step", "sequence", "generate", "forecast", "classify")
 
@@ -104,7 +106,7 @@ def _latency(model: Model, tables: Sequence[Table]) -> Drawing:
             axes.set_yticks(range(len(rows)), [row.label for row in rows])
             axes.set_ylim(len(rows) - 0.4, -0.6)
             axes.set(xscale="log")
-            axes.set_title(f"{table.key}: {table.title}"[:72], fontsize=8, loc="left", x=0)
+            axes.set_title(textwrap.fill(f"{table.key}: {table.title}", 44), fontsize=8, loc="left", x=0)
             low, high = axes.get_xlim()
             axes.set_xlim(low / 1.1, high * (high / low) ** 0.22)
             axes.grid(axis="x", color=GREY, alpha=0.25)
@@ -133,19 +135,16 @@ def _map(model: Model) -> Drawing:
                     rows = _timed(fields[size, batch, length].table)
                     if not rows:
                         continue
-                    axes.add_patch(
-                        Rectangle((x + 0.03, y + 0.03), 0.94, 0.94, color=COLOURS[rows[0].runtime], alpha=0.6)
-                    )
-                    axes.text(x + 0.5, y + 0.5, _won(rows), ha="center", va="center", fontsize=6.5)
-            axes.set(xlim=(0, len(lengths)), ylim=(0, len(batches)), title=f"hidden {size}", xlabel="steps")
+                    axes.add_patch(Rectangle((x + 0.03, y + 0.03), 0.94, 0.94, color=COLOURS[rows[0].runtime]))
+                    axes.text(x + 0.5, y + 0.5, _won(rows), ha="center", va="center", fontsize=6.5, color=INK)
+            axes.set(xlim=(0, len(lengths)), ylim=(0, len(batches)), xlabel="steps")
+            axes.set_title(f"hidden {size}", fontsize=8)
             axes.set_xticks([place + 0.5 for place in range(len(lengths))], [str(length) for length in lengths])
             axes.set_yticks([place + 0.5 for place in range(len(batches))], [str(batch) for batch in batches])
             axes.tick_params(length=0)
         grid[0].set_ylabel("batch")
         winners = {rows[0].runtime for cell in model.cells if (rows := _timed(cell.table))}
-        handles = [
-            Rectangle((0, 0), 1, 1, color=COLOURS[name], alpha=0.6, label=name) for name in COLOURS if name in winners
-        ]
+        handles = [Rectangle((0, 0), 1, 1, color=COLOURS[name], label=name) for name in COLOURS if name in winners]
         figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=8, labelcolor=GREY)
         figure.suptitle("Fastest, untrained nets; × the next one's time", fontsize=8, color=GREY)
 

@@ -92,10 +92,12 @@ def _entrants(source: Source, part: str | None, name: str, threads: int) -> list
         kind = TorchRuntime if name == "torch" else TorchCompile
         return [
             Entrant(label, name, _in_torch(source.checkpoint, part, threads, onednn, kind))
-            for label, onednn in ((name, True), (f"{name}, oneDNN off", False))
+            for label, onednn in ((f"{name}, oneDNN on", True), (f"{name}, oneDNN off", False))
         ]
     model = load(source.onnx, name, pipeline=part, threads=threads)
-    graph = Entrant(model.name if name == "openvino" else name, name, model, peer=name == "openvino")
+    # What runs a pipeline's graph runs seqexport's loop: only a loop in Python is a peer of that.
+    peer = name == "openvino" and (part is None or isinstance(model, Loop))
+    graph = Entrant(model.name if name == "openvino" else name, name, model, peer)
     if part is None or name not in ("onnxruntime", "openvino") or isinstance(model, Loop):
         return [graph]
     kind_: Any = OnnxRuntime if name == "onnxruntime" else OpenVino

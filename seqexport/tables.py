@@ -48,7 +48,7 @@ def caption(table: Table) -> str:
         else ""
     )
     rounds = max((len(row.times.rounds) for row in table.rows if row.times), default=0)
-    return f"{to}{rounds} rounds in {table.seconds:.1f} s, ended since {table.ended}."
+    return f"{to}{rounds} round{'s' if rounds != 1 else ''} in {table.seconds:.1f} s, ended since {table.ended}."
 
 
 def notes(table: Table) -> list[str]:

@@ -45,9 +45,9 @@ def rows_of(found, key):
 def test_a_forecaster_from_its_step_to_its_pipeline(exported):
     found = compare(exported["lstm"], runtimes=(*FAST, "reference"), scenarios=PARTS, seconds=1)
     steps = rows_of(found, "step")
-    assert set(steps) == {"torch", "torch, oneDNN off", "onnxruntime", "reference"}
+    assert set(steps) == {"torch, oneDNN on", "torch, oneDNN off", "onnxruntime", "reference"}
     assert all(row.agrees and row.times.calls for row in steps.values())
-    assert steps["torch"].error is None
+    assert steps["torch, oneDNN on"].error is None
     assert 0 < steps["onnxruntime"].error <= 1e-5
     paths = rows_of(found, "forecast")
     assert set(paths) == {*steps, "onnxruntime, step loop"}
@@ -55,7 +55,7 @@ def test_a_forecaster_from_its_step_to_its_pipeline(exported):
     assert not paths["onnxruntime"].is_peer and not paths["reference"].is_peer
     assert paths["onnxruntime, step loop"].is_peer and paths["onnxruntime, step loop"].peer is None
     table = found.models[0].tables[0]
-    assert (table.default, table.best in ("torch", "torch, oneDNN off")) == ("torch", True)
+    assert (table.default, table.best in ("torch, oneDNN on", "torch, oneDNN off")) == ("torch, oneDNN on", True)
     assert {table.key for table in found.models[0].tables} == {
         *("step", "sequence", "throughput", "forecast", "forecast, many paths")
     }
@@ -117,11 +117,15 @@ def test_generators_and_classifiers_decide_alike(exported_texts):
     for table in generate.tables:
         assert all(row.decided == {"token": 12} for row in table.rows if row.error is not None)
     (table,) = classify.tables
-    assert "12 texts made of the vocabulary's own words" in table.title
+    assert "12 texts of the vocabulary's own words, drawn at random" in table.title
     labels = {row.label for row in table.rows}
-    assert {"torch, batches of 32", "torch, one by one", "onnxruntime, network, one by one"} <= labels
+    assert {
+        "torch, oneDNN on, batches of 32",
+        "torch, oneDNN on, one by one",
+        "onnxruntime, network, one by one",
+    } <= labels
     assert "onnxruntime, network, batches of 32" not in labels
-    assert table.default == "torch, batches of 32"
+    assert table.default == "torch, oneDNN on, batches of 32"
     assert all(row.decided == {"label": 12} for row in table.rows if row.error is not None)
 
 
@@ -218,7 +222,7 @@ def test_the_map_says_who_is_fastest_at_every_place(exported):
 
 def test_the_time_is_shared_out_and_kept_to(monkeypatch):
     clock = Clock()
-    entrants = [Entrant(name, "torch", None) for name in ("torch", "torch, oneDNN off")]
+    entrants = [Entrant(name, "torch", None) for name in ("torch, oneDNN on", "torch, oneDNN off")]
     asked = scenarios.Scenario(
         *("step", "", "step", 1, entrants),
         lambda entrant: {"y": np.zeros(1, np.float32)},
