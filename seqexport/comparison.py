@@ -208,15 +208,17 @@ def compare(
     texts = None if data is None else Path(data)
     asked = [name for name in RUNTIMES if name in runtimes]
     models = []
-    with tempfile.TemporaryDirectory() as folder:
-        for place, path in enumerate(given):
+    with tempfile.TemporaryDirectory() as name:
+        folders = [Path(name) / str(place) for place in range(len(given))]
+        sources = []
+        for path, folder in zip(given, folders, strict=True):
             say(f"reading {path}")
-            source = _source(Path(path), Path(folder) / str(place), choices)
-            models.append(
-                _Model(source, asked, threads, scenarios, seconds, say).measured(
-                    texts, LARGE_MAP if large_map else MAP, Path(folder) / str(place)
-                )
-            )
+            sources.append(_source(Path(path), folder, choices))
+        if data is not None and ("pipeline" not in scenarios or "classify" not in {source.task for source in sources}):
+            raise InputError("--data is of use to a classifier's pipeline only: leave it out.")
+        for source, folder in zip(sources, folders, strict=True):
+            model = _Model(source, asked, threads, scenarios, seconds, say)
+            models.append(model.measured(texts, LARGE_MAP if large_map else MAP, folder))
         say("measuring the machine")
         machine = describe_machine()
     return Comparison(tuple(models), machine, threads, time.perf_counter() - start)
@@ -303,8 +305,6 @@ class _Model:
             texts, about = self._texts(data) if source.task == "classify" else ((), "")
             takers = self._enter(source.task)
             scenarios += [("pipeline", made) for made in pipelines(source, source.task, takers, texts, about)]
-        elif data is not None:
-            raise InputError("--data is of use to a classifier's pipeline only: leave it out.")
         places = [(h, b, t) for h in sizes[0] for b in sizes[1] for t in sizes[2]] if "map" in self.asked else []
         self.shares = sum(SHARES[kind] for kind, _ in scenarios) + SHARES["map"] * len(places)
         self.gate = self._gated(entrants)
