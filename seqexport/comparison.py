@@ -22,7 +22,7 @@ from seqexport.inference import Choices
 from seqexport.metrics import read_texts
 from seqexport.networks import Network
 from seqexport.peers import RUNTIMES
-from seqexport.runtimes import located, network_inputs, onnx_metadata, pipeline_path
+from seqexport.runtimes import located, network_inputs, onnx_metadata, pipeline_path, torch_runtime
 from seqexport.scenarios import (
     GRID,
     LENGTH,
@@ -52,6 +52,7 @@ SHARES = {"step": 2.0, "sequence": 2.0, "throughput": 1.0, "pipeline": 4.0, "map
 # Hidden sizes, batches and lengths of the map, and of the larger one.
 MAP = ((64, 256), (1, 16), (1, 50))
 LARGE_MAP = ((32, 128, 512), (1, 8, 32), (1, 10, 100))
+WRITTEN = 300  # tokens on which the gate of int8 is tried
 Say = Callable[[str], object]
 
 
@@ -333,8 +334,16 @@ class _Model:
         return chosen, f"texts of {data.name}"
 
     def _gated(self, entrants: Sequence[Entrant]) -> Gate | None:
+        """Of the quantised network, on a text that the model itself wrote where it is a generator."""
         quantised = next((entrant for entrant in entrants if entrant.runtime == "onnxruntime-int8"), None)
-        return gate(entrants[0].model, quantised.model, self.source.spec, None) if quantised else None
+        if quantised is None or quantised is entrants[0]:
+            return None
+        tokens = None
+        if self.source.checkpoint is not None and self.source.task == "generate":
+            uniforms = np.random.default_rng(6).random((2, WRITTEN), np.float32)
+            feeds = {"prompt": np.ones((2, 1), np.int64), "uniforms": uniforms}
+            tokens = torch_runtime(self.source.checkpoint, "generate").run(feeds)["tokens"]
+        return gate(entrants[0].model, quantised.model, self.source.spec, tokens)
 
     def _table(self, kind: str, scenario: Scenario) -> Table:
         self.say(f"{scenario.key}: {scenario.title}")
