@@ -198,7 +198,7 @@ def compare(
 
     paths: a checkpoint, or several; one without its ONNX files beside it, or with older ones, is exported into a
     temporary folder. Of an ONNX file alone, onnxruntime is what the others are held against. seconds: for the timing of
-    each path, without loading and compiling. data: a CSV of text and label, of which a classifier reads up to 1,000.
+    each path, without loading, compiling, and asking for the answers. data: a CSV of text and label, of which a classifier reads up to 1,000.
     say: is told what is going on.
 
     Raises SeqExportErrors for what can't be read, exported or used; a runtime that is not there is listed as absent.
@@ -328,7 +328,7 @@ class _Model:
     def _texts(self, data: Path | None) -> tuple[Sequence[str], str]:
         preprocessing = self.source.metadata["preprocessing"]
         if data is None:
-            return made_texts(preprocessing), "texts of the vocabulary's own words, drawn at random"
+            return made_texts(preprocessing, TEXTS), "texts of the vocabulary's own words, drawn at random"
         texts = read_texts(data, preprocessing)
         chosen = [texts[index] for index in np.linspace(0, len(texts) - 1, min(TEXTS, len(texts))).astype(int)]
         return chosen, f"texts of {data.name}"
@@ -381,7 +381,8 @@ def _untrained(
     torch.manual_seed(0)
     path = folder / f"untrained-{hidden}.pt"
     torch.save(Network(wanted).state_dict(), path)
-    source = _source(path, folder, Choices(spec.nonlinearity, spec.time_major, spec.pooling))
+    nonlinearity, head = (spec.nonlinearity if spec.cell == "rnn" else None), (spec.pooling if spec.outputs else None)
+    source = _source(path, folder, Choices(nonlinearity, spec.time_major or None, head))
     chosen = [name for name in names if name in ("torch", "onnxruntime", "openvino")]
     return source.spec, enter(source, None, chosen, threads)[0]
 

@@ -291,7 +291,7 @@ def _batched(entrants: Sequence[Entrant]) -> list[tuple[Entrant, int]]:
     ]
 
 
-def made_texts(preprocessing: Mapping[str, Any], count: int = TEXTS) -> list[str]:
+def made_texts(preprocessing: Mapping[str, Any], count: int) -> list[str]:
     """Texts of the vocabulary's own words, drawn at random, of 5 words up to what the model was trained to read."""
     vocabulary = Vocabulary.from_dict(preprocessing["vocabulary"])
     rng = np.random.default_rng(4)

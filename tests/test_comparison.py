@@ -29,7 +29,9 @@ def quick(monkeypatch):
     monkeypatch.setattr(comparison, "footprint", lambda label, *_: Footprint(label, 10, 1.5, 0.1, 2**20))
     monkeypatch.setattr(comparison, "GRID", ((1, 3), (2, 3)))
     monkeypatch.setattr(comparison, "MAP", ((4, 8), (1, 2), (1, 3)))
-    for name, value in {"CHARACTERS": 12, "HORIZON": 5, "PATHS": 3, "TEXTS": 12, "SLICE": 6}.items():
+    monkeypatch.setattr(comparison, "TEXTS", 12)
+    monkeypatch.setenv("COLUMNS", "160")
+    for name, value in {"CHARACTERS": 12, "HORIZON": 5, "PATHS": 3, "SLICE": 6}.items():
         monkeypatch.setattr(scenarios, name, value)
 
 
