@@ -198,7 +198,8 @@ def compare(
 
     paths: a checkpoint, or several; one without its ONNX files beside it, or with older ones, is exported into a
     temporary folder. Of an ONNX file alone, onnxruntime is what the others are held against. seconds: for the timing of
-    each path, without loading, compiling, and asking for the answers. data: a CSV of text and label, of which a classifier reads up to 1,000.
+    each path, without loading, compiling, and asking for the answers. data: a CSV of text and label, of which a
+    classifier reads up to 1,000.
     say: is told what is going on.
 
     Raises SeqExportErrors for what can't be read, exported or used; a runtime that is not there is listed as absent.
@@ -378,6 +379,10 @@ def _untrained(
     minute for each, and onnx's evaluator are left out."""
     folder.mkdir(parents=True, exist_ok=True)
     wanted = replace(spec, hidden_size=hidden, projection=None)
+    if (
+        spec.outputs != spec.vocabulary and spec.vocabulary
+    ):  # a step reads one row of the embedding, however many it has
+        wanted = replace(wanted, vocabulary=min(spec.vocabulary, 500))
     torch.manual_seed(0)
     path = folder / f"untrained-{hidden}.pt"
     torch.save(Network(wanted).state_dict(), path)
