@@ -20,11 +20,12 @@ from seqexport.errors import (
 
 if TYPE_CHECKING:
     from seqexport.checkpoint import read_checkpoint, write_checkpoint
+    from seqexport.comparison import compare
     from seqexport.exporter import export, verify_files
     from seqexport.inference import Choices
     from seqexport.modules import load_module
+    from seqexport.peers import load
     from seqexport.quantization import quantize
-    from seqexport.runtimes import load
     from seqexport.streaming import Stream
 
 __version__ = "0.1.0"
@@ -32,11 +33,12 @@ __version__ = "0.1.0"
 _LAZY = {
     "Choices": "inference",
     "Stream": "streaming",
+    "compare": "comparison",
     "read_checkpoint": "checkpoint",
     "write_checkpoint": "checkpoint",
     "export": "exporter",
     "verify_files": "exporter",
-    "load": "runtimes",
+    "load": "peers",
     "load_module": "modules",
     "quantize": "quantization",
 }
@@ -51,6 +53,7 @@ __all__ = [
     "SpecError",
     "Stream",
     "UnsupportedError",
+    "compare",
     "export",
     "load",
     "load_module",

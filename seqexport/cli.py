@@ -17,7 +17,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seqexport.errors import FileError, InputError, ParityError, SeqExportError
-from seqexport.terminal import one_line, print_json, show_diagnosis, show_inspection, show_report, status
+from seqexport.terminal import (
+    one_line,
+    print_json,
+    show_comparison,
+    show_diagnosis,
+    show_inspection,
+    show_report,
+    status,
+)
 
 if TYPE_CHECKING:
     from seqexport.inference import Choices
@@ -31,6 +39,7 @@ commands:
   inspect FILE            tell what a checkpoint or an ONNX file holds
   run FILE NAME=VALUE …   run a model once
   quantize ONNX           write the int8 form of a file beside it, held against it
+  compare FILE…           hold runtimes against torch, and time those that give what it gives
   doctor                  tell what is installed, whether it works, and the fix for what does not
 
 examples:
@@ -39,6 +48,7 @@ examples:
   python -m seqexport lstm.pt --precision fp32,int8 --data samples.csv
   python -m seqexport lstm.pt --module nets.py:Tagger --init '{"size": 64}' --input 'tokens: int64[batch,time]{0..999}'
   python -m seqexport verify lstm.pt lstm.onnx --thorough --report lstm.html
+  python -m seqexport compare lstm.pt --seconds 60 -o comparison
   python -m seqexport COMMAND --help
 
 exit codes: 0 verified and written · 1 verification failed, nothing written · 2 bad input, or it could not be done
@@ -231,6 +241,32 @@ def _quantize_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _compare_parser() -> argparse.ArgumentParser:
+    parser = _base_parser(
+        "compare FILE… [options]",
+        "Time runtimes beside each other: a step, sequences, the pipeline, loading, memory. Answers are held against "
+        "torch's first; whoever differs gets no speed. A FILE is a checkpoint, or an ONNX file, which torch can't run.",
+        "compare lstm.pt --runtimes torch,onnxruntime --scenarios step,pipeline --seconds 60 -o comparison",
+    )
+    parser.add_argument("files", metavar="FILE", nargs="+")
+    names = ("torch", "torch-compile", "onnxruntime", "onnxruntime-int8", "openvino", "reference")
+    parser.add_argument("--runtimes", metavar="A,B", help=f"some of {','.join(names)} (default: all that are there)")
+    parser.add_argument(
+        "--scenarios", metavar="A,B", help="some of step,sequence,throughput,pipeline,footprint,map (default: all)"
+    )
+    parser.add_argument("--threads", type=int, default=1, help="threads of each runtime (default: 1)")
+    parser.add_argument(
+        "--seconds", type=float, default=180, help="for the timing of each FILE, at most about (default: 180)"
+    )
+    parser.add_argument("--data", metavar="FILE", help="a CSV of text and label, of which a classifier reads 1,000")
+    parser.add_argument("--map", action="store_true", help="a larger map of batch × length × hidden size")
+    parser.add_argument(
+        "-o", "--output", metavar="FOLDER", help="also write comparison.md, comparison.json and plots (SVG) into it"
+    )
+    _add_network_options(parser)
+    return parser
+
+
 def _doctor_parser() -> argparse.ArgumentParser:
     return _base_parser(
         "doctor [--json]",
@@ -395,6 +431,45 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _compare(options: argparse.Namespace) -> int:
+    for file in options.files:
+        if not Path(file).exists():  # said at once, without the seconds that importing torch takes
+            raise FileError(f"There is no file {file}: give the path of a checkpoint or an ONNX file.")
+    from seqexport.isolation import open_apart
+
+    open_apart(*options.files)
+    from seqexport.comparison import SCENARIOS, compare
+    from seqexport.peers import RUNTIMES
+    from seqexport.tables import check_folder, write_comparison
+
+    if options.output:
+        check_folder(options.output)
+    with status("comparing") as shown:
+        comparison = compare(
+            options.files,
+            runtimes=_names(options.runtimes, RUNTIMES),
+            scenarios=_names(options.scenarios, SCENARIOS),
+            threads=options.threads,
+            seconds=options.seconds,
+            data=options.data,
+            large_map=options.map,
+            choices=_choices(options),
+            say=shown.update,
+        )
+    written = write_comparison(options.output, comparison) if options.output else []
+    if options.json:
+        print_json(comparison.to_dict())
+    else:
+        show_comparison(comparison)
+    for path in written:
+        print(f"seqexport: wrote {path}", file=sys.stderr)
+    return 0
+
+
+def _names(text: str | None, default: Sequence[str]) -> Sequence[str]:
+    return default if text is None else [name.strip() for name in text.split(",") if name.strip()]
+
+
 def _doctor(options: argparse.Namespace) -> int:
     from importlib.util import find_spec
 
@@ -444,5 +519,6 @@ COMMANDS: dict[str, tuple[Callable[[], argparse.ArgumentParser], Callable[[argpa
     "inspect": (_inspect_parser, _inspect),
     "run": (_run_parser, _run),
     "quantize": (_quantize_parser, _quantize),
+    "compare": (_compare_parser, _compare),
     "doctor": (_doctor_parser, _doctor),
 }

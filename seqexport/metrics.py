@@ -51,6 +51,11 @@ def read_samples(path: Path, part: str, metadata: Mapping[str, Any]) -> Samples 
     return None
 
 
+def read_texts(path: Path, preprocessing: Mapping[str, Any]) -> list[str]:
+    """The texts of a classifier's samples, in the file's order. Raises FileError or InputError as `read_samples`."""
+    return [text for text, _ in _labelled(_read(path), path, preprocessing)]
+
+
 def task_metric(
     part: str,
     samples: Samples,

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from seqexport.peers import RowsAlone
 from seqexport.sources import first_line
 from seqexport.specs import TensorSpec
 from seqexport.verification import difference
@@ -67,7 +68,7 @@ class Reference:
         declared: Mapping[str, Sequence[int | str | None]],
     ) -> None:
         self.inputs, self.declared, self.reason = inputs, declared, ""
-        self.lengths = next((spec for spec in inputs if isinstance(spec.high, str) and len(spec.dims) == 1), None)
+        self.rows = RowsAlone.of(inputs)
         try:
             from onnx.reference import ReferenceEvaluator
 
@@ -80,12 +81,11 @@ class Reference:
         if self.session is None:
             return
         try:
-            if self.lengths is None:
+            if self.rows is None:
                 yield self._outputs(feeds), lambda whole: whole
                 return
-            for row, length in enumerate(feeds[self.lengths.name]):
-                cut = self._row(feeds, row, int(length))
-                for name, value in self._outputs(cut).items():
+            for row, length in enumerate(feeds[self.rows.lengths.name]):
+                for name, value in self._outputs(self.rows.cut(feeds, row)).items():
                     yield {name: value}, self._cutter(name, row, int(length))
         except Exception as error:  # an operator, or a form of one, that it has not
             self.session, self.reason = None, first_line(error)
@@ -93,23 +93,10 @@ class Reference:
     def _outputs(self, feeds: Arrays) -> dict[str, np.ndarray]:
         return dict(zip(self.declared, self.session.run(list(self.declared), dict(feeds)), strict=True))
 
-    def _row(self, feeds: Arrays, row: int, length: int) -> dict[str, np.ndarray]:
-        assert self.lengths is not None
-        batch, along = self.lengths.dims[0], self.lengths.high
-        cut = {}
-        for spec in self.inputs:
-            if spec.name in feeds:
-                value = feeds[spec.name]
-                if batch in spec.dims:
-                    value = np.take(value, [row], spec.dims.index(batch))
-                if along in spec.dims:
-                    value = np.take(value, range(length), spec.dims.index(along))
-                cut[spec.name] = value
-        return cut
-
     def _cutter(self, name: str, row: int, length: int) -> Callable[[np.ndarray], np.ndarray]:
-        assert self.lengths is not None
-        batch, along, declared = self.lengths.dims[0], str(self.lengths.high), list(self.declared[name])
+        assert self.rows is not None
+        lengths = self.rows.lengths
+        batch, along, declared = lengths.dims[0], str(lengths.high), list(self.declared[name])
 
         def cut(whole: np.ndarray) -> np.ndarray:
             if batch in declared:

@@ -35,7 +35,7 @@ JSON_METADATA = (
     "verification",
     "quantization",
 )
-RUNTIMES = ("torch", "onnxruntime", "onnxruntime-int8")
+PLAIN = ("torch", "onnxruntime", "onnxruntime-int8")
 
 
 class Runtime:
@@ -58,6 +58,20 @@ class Runtime:
 
     def _run(self, feeds: dict[str, np.ndarray]) -> Sequence[np.ndarray]:
         raise NotImplementedError
+
+    # What follows is `run` in its parts, for a loop that calls many times: `with ready(): call(native(feeds))`.
+
+    def ready(self) -> contextlib.AbstractContextManager[Any]:
+        """Settings that hold for many calls."""
+        return contextlib.nullcontext()
+
+    def native(self, feeds: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """Checked feeds in the runtime's own kind of arrays, by name, for `call`."""
+        return dict(feeds)
+
+    def call(self, values: dict[str, Any]) -> Sequence[Any]:
+        """What `native` gives, in which outputs may stand for the state → the outputs, unchecked, in their order."""
+        return self._run(values)
 
 
 class TorchRuntime(Runtime):
@@ -87,24 +101,33 @@ class TorchRuntime(Runtime):
         self.metadata = metadata or {}
 
     def _run(self, feeds: dict[str, np.ndarray]) -> Sequence[np.ndarray]:
+        with self.ready():
+            return [output.numpy() for output in self.call(self.native(feeds))]
+
+    @contextlib.contextmanager
+    def ready(self) -> Iterator[None]:
+        """The number of threads, oneDNN on or off, and no gradients."""
         import torch
 
         if torch.get_num_threads() != self.threads:
             torch.set_num_threads(self.threads)
+        with torch.inference_mode(), self._onednn():
+            yield
+
+    def native(self, feeds: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """Tensors of all inputs, those left out with their default."""
+        import torch
+
         # A copy, since torch shares memory with arrays, of which the caller's may be read-only.
         tensors = [torch.tensor(array) for array in self._filled(feeds)]
-        with torch.inference_mode(), self._onednn():
-            return [output.numpy() for output in self.module(*tensors)]
+        return dict(zip((spec.name for spec in self.inputs), tensors, strict=True))
 
-    def _filled(self, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
-        """The arrays of all inputs: those left out have their default."""
-        sizes: dict[str, int] = {}
-        for spec in self.inputs:
-            if spec.name in feeds:
-                sizes |= {
-                    dim: n for dim, n in zip(spec.dims, feeds[spec.name].shape, strict=True) if isinstance(dim, str)
-                }
-        return [feeds[spec.name] if spec.name in feeds else spec.filled(sizes) for spec in self.inputs]
+    def call(self, values: dict[str, Any]) -> Sequence[Any]:
+        """Tensors in, tensors out."""
+        return self.module(*values.values())
+
+    def _filled(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        return list(filled(self.inputs, feeds).values())
 
     @contextlib.contextmanager
     def _onednn(self) -> Iterator[None]:
@@ -118,6 +141,16 @@ class TorchRuntime(Runtime):
             warnings.filterwarnings("ignore", "TF32 acceleration on top of oneDNN", UserWarning)
             with torch.backends.mkldnn.flags(enabled=self.onednn):
                 yield
+
+
+def filled(specs: Sequence[TensorSpec], feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays of all inputs: those left out have their default, at the sizes of the others."""
+    sizes: dict[str, int] = {}
+    for spec in specs:
+        if spec.name in feeds:
+            pairs = zip(spec.dims, feeds[spec.name].shape, strict=True)
+            sizes |= {dim: size for dim, size in pairs if isinstance(dim, str)}
+    return {spec.name: feeds[spec.name] if spec.name in feeds else spec.filled(sizes) for spec in specs}
 
 
 class OnnxRuntime(Runtime):
@@ -142,7 +175,7 @@ class OnnxRuntime(Runtime):
             raise FileError(f"{what} could not be loaded by onnxruntime ({reason}); expected an ONNX model.") from error
         self.metadata = parse_metadata(self.session.get_modelmeta().custom_metadata_map)
         self.name = "onnxruntime-int8" if self.metadata.get("precision") == "int8" else "onnxruntime"
-        known = _known_inputs(self.metadata)
+        known = network_inputs(self.metadata)
         required = [_input_spec(value, False, known) for value in self.session.get_inputs()]
         optional = [_input_spec(value, True, known) for value in self.session.get_overridable_initializers()]
         order = list(known)
@@ -180,7 +213,7 @@ def _input_spec(value: Any, optional: bool, known: Mapping[str, TensorSpec]) -> 
     return TensorSpec(value.name, _ONNX_DTYPES[value.type], dims, optional=optional)
 
 
-def _known_inputs(metadata: Mapping[str, Any]) -> dict[str, TensorSpec]:
+def network_inputs(metadata: Mapping[str, Any]) -> dict[str, TensorSpec]:
     """The specs that the file's own description of its network gives, with the ranges that a graph can't hold."""
     if not isinstance(metadata.get("network"), dict):
         return {}
@@ -253,10 +286,8 @@ def load(
     runtime that does not run this kind of file.
     """
     path = Path(path)
-    if runtime not in (None, *RUNTIMES):
-        raise UnsupportedError(
-            f"There is no runtime {runtime!r}; expected {', '.join(RUNTIMES[:-1])} or {RUNTIMES[-1]}."
-        )
+    if runtime not in (None, *PLAIN):
+        raise UnsupportedError(f"There is no runtime {runtime!r}; expected {', '.join(PLAIN[:-1])} or {PLAIN[-1]}.")
     if threads < 1:
         raise InputError(f"A runtime needs at least 1 thread, got {threads}.")
     if runtime == "onnxruntime-int8" and not path.exists() and int8_path(path).is_file():
@@ -268,11 +299,19 @@ def load(
         )
     if not from_torch and runtime == "torch":
         raise UnsupportedError(f"{path} is not a checkpoint, and torch runs nothing else: give the file it came from.")
+    if from_torch:
+        if isolated:
+            open_apart(path)
+        return _load_torch(path, pipeline, threads, onednn)
+    return OnnxRuntime(located(path, pipeline, isolated, runtime == "onnxruntime-int8"), threads=threads)
+
+
+def located(path: Path, pipeline: str | None, isolated: bool = False, int8: bool = False) -> Path:
+    """The ONNX file that is meant, `path` or its pipeline's beside it, or the int8 form of either, after it was seen to
+    be fit for a session."""
     if isolated:
         open_apart(path)
-    if from_torch:
-        return _load_torch(path, pipeline, threads, onednn)
-    if runtime == "onnxruntime-int8":
+    if int8:
         path = _int8_beside(path)
         if isolated:
             open_apart(path)
@@ -286,19 +325,30 @@ def load(
             open_apart(path)
     check_pair(path)
     check_structure(path, parse_onnx(path))
-    return OnnxRuntime(path, threads=threads)
+    return path
 
 
 def _load_torch(path: Path, pipeline: str | None, threads: int, onednn: bool | None) -> TorchRuntime:
     from seqexport.checkpoint import read_checkpoint
 
-    checkpoint = read_checkpoint(path)
+    return torch_runtime(read_checkpoint(path), pipeline, threads=threads, onednn=onednn)
+
+
+def torch_runtime(
+    checkpoint: Checkpoint,
+    pipeline: str | None = None,
+    *,
+    threads: int = 1,
+    onednn: bool | None = None,
+    kind: type[TorchRuntime] = TorchRuntime,
+) -> TorchRuntime:
+    """A checkpoint's network, or its pipeline, in torch. kind: how torch runs it."""
     options: dict[str, Any] = {"threads": threads, "onednn": onednn, "metadata": checkpoint_metadata(checkpoint)}
     if pipeline is None:
         spec = checkpoint.spec
-        return TorchRuntime(checkpoint.network(), (spec.input, *spec.state), spec.output_names, **options)
+        return kind(checkpoint.network(), (spec.input, *spec.state), spec.output_names, **options)
     module = checkpoint.pipeline(pipeline)
-    return TorchRuntime(module, module.inputs, module.output_names, **options)
+    return kind(module, module.inputs, module.output_names, **options)
 
 
 def pipeline_path(network_path: Path, pipeline: str) -> Path:

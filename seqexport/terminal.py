@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.tree import Tree
 
+    from seqexport.comparison import Comparison
     from seqexport.diagnosis import Diagnosis, Finding
     from seqexport.reports import Report
 
@@ -83,6 +85,51 @@ def _print_entry(console: Console, name: str, value: Any, depth: int = 0) -> Non
         more = f" … ({len(value):,} in all; --json has them)" if len(value) > SHOWN else ""
         value = ", ".join(map(printable, value[:SHOWN])) + more
     console.print(f"{label:<24} {printable(value)}", highlight=False, markup=False, soft_wrap=True)
+
+
+def show_comparison(comparison: Comparison) -> None:
+    """Runtimes side by side: a table for each scenario, and how it was measured."""
+    from rich.text import Text
+
+    from seqexport import tables
+
+    console = _console()
+    for model in comparison.models:
+        console.print(Text.assemble((printable(model.path), "bold"), f"  {model.found}"))
+        for note in [*model.notes, *([f"int8: {model.gate}"] if model.gate else [])]:
+            console.print(Text(printable(note)))
+        for table in model.tables:
+            console.print(Text.assemble("\n", (f"{table.key}: ", "bold"), printable(table.title)))
+            _print_rows(console, tables.headings(table), [tables.cells(table, row) for row in table.rows])
+            console.print(Text(tables.caption(table), "dim"))
+            for note in tables.notes(table):
+                console.print(Text(printable(note), "yellow"))
+        if model.footprints:
+            console.print(Text("\nin a fresh process", "bold"))
+            _print_rows(console, tables.FOOTPRINT, tables.footprint_cells(model))
+        if model.cells:
+            about = f"\nfastest, untrained nets of this kind, {tables.without_label(model)}"
+            console.print(Text(about, "bold"))
+            _print_rows(console, tables.MAP, tables.map_cells(model))
+        for absent in model.absent:
+            console.print(Text.assemble((f"\nabsent: {absent.runtime}: ", "bold"), printable(absent.why)))
+            if absent.command:  # never broken into lines, so that it can be copied
+                console.print(Text(absent.command), soft_wrap=True)
+        console.print()
+    for sentence in tables.about(comparison):
+        console.print(Text(sentence, "dim"))
+
+
+def _print_rows(console: Console, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for place, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if place else "left")
+    for row in rows:
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    console.print(table)
 
 
 def show_diagnosis(diagnosis: Diagnosis) -> None:

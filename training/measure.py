@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import csv
 import io
 import logging
 import os
@@ -21,6 +22,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,7 @@ import seqexport
 from seqexport.pipelines import Scaling
 from seqexport.runtimes import Runtime
 from seqexport.specs import TensorSpec, dynamic_dims, parse_input
+from seqexport.tables import markdown
 from seqexport.text import Vocabulary
 from training import data as datasets
 from training.publish import ROOT, write_block
@@ -359,6 +362,26 @@ def measure_runs() -> str:
     return _table(rows, "The shipped models (forecasts: the GRU)")
 
 
+def measure_compare(seconds: float) -> str:
+    """README's comparison: a forecaster, a generator and a classifier, which reads real reviews, in every runtime."""
+    with tempfile.TemporaryDirectory() as temporary:
+        reviews = Path(temporary) / "reviews-en, its test part.csv"
+        part = datasets.load_reviews("reviews-en").parts["test"]
+        with reviews.open("w", encoding="utf-8", newline="") as file:
+            rows = csv.writer(file)
+            rows.writerows([("text", "label"), *((review.text, review.label) for review in part)])
+        found = [
+            seqexport.compare(
+                f"exported/{name}/checkpoint.pt",
+                scenarios=("step", "sequence", "pipeline", "footprint"),
+                seconds=seconds,
+                data=reviews if name.startswith("sentiment") else None,
+            )
+            for name in ("sunspots-gru", "characters-en", "sentiment-en")
+        ]
+    return markdown(replace(found[0], models=tuple(model for one in found for model in one.models)))
+
+
 def _table(rows: Sequence[str], what: str) -> str:
     machine = (
         f"{what}, one thread, {_processor()}, torch {version('torch')}, onnxruntime {version('onnxruntime')}; "
@@ -370,15 +393,22 @@ def _table(rows: Sequence[str], what: str) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print and write README's tables."""
     parser = argparse.ArgumentParser(prog="python -m training.measure", description="Measure README's tables of speed.")
-    parser.add_argument("--only", choices=("runs", "export"), help="the shipped models' runs, or exporting, alone")
-    only = parser.parse_args(arguments).only
+    parser.add_argument("--only", choices=("runs", "export", "compare"), help="one of them alone")
+    parser.add_argument("--seconds", type=float, default=180, help="for each model of compare (default: 180)")
+    options = parser.parse_args(arguments)
+    only = options.only
     readme, folder = ROOT / "README.md", ROOT / "exported" / "sunspots-gru"
     try:
-        if only != "export":
+        if only in (None, "compare"):
+            with contextlib.chdir(ROOT):  # so that the paths in the table are relative to the project
+                table = measure_compare(options.seconds)
+            write_block(readme, "compare", table.strip())
+            print(table)
+        if only in (None, "runs"):
             table = measure_runs()
             write_block(readme, "speed", table)
             print(table)
-        if only != "runs":
+        if only in (None, "export"):
             rows = measure_export(folder)
             shown, row = measure_command(folder)
             table = _table([*rows, *row], "Five nets, untrained but the first")
