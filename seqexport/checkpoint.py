@@ -21,6 +21,7 @@ from seqexport.files import replace_file
 from seqexport.inference import Choices, checked_weights, find_weights, infer
 from seqexport.networks import Network
 from seqexport.pipelines import Pipeline, make_pipeline
+from seqexport.sources import first_line
 from seqexport.specs import PIPELINES, NetworkSpec
 
 FORMAT = "seqexport/1"
@@ -183,8 +184,11 @@ def _read_own(path: Path, digest: str, content: Mapping[str, Any]) -> Checkpoint
 
 
 def _expected_shapes(spec: NetworkSpec) -> dict[str, tuple[int, ...]]:
-    with torch.device("meta"):
-        return {name: tuple(tensor.shape) for name, tensor in Network(spec).state_dict().items()}
+    try:
+        with torch.device("meta"):
+            return {name: tuple(tensor.shape) for name, tensor in Network(spec).state_dict().items()}
+    except RuntimeError as error:  # even on no device a tensor has a size that can be counted
+        raise SpecError(f"the network that it describes is larger than any memory ({first_line(error)}).") from error
 
 
 def _check_shapes(path: Path, weights: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> None:

@@ -110,6 +110,14 @@ def test_weight_norm_of_another_shape(tmp_path):
     assert inspect(tmp_path / "x.pt")["exports as"].startswith("nothing, as it is: ")
 
 
+def test_a_network_larger_than_any_memory(tmp_path):
+    path = save_forecaster(tmp_path / "x.pt", "gru")
+    tree = read_content(path).tree
+    torch.save({**tree, "network": {**tree["network"], "hidden_size": 2**31 - 1}}, path)
+    with pytest.raises(CheckpointError, match="the network that it describes is larger than any memory"):
+        read_checkpoint(path)
+
+
 def test_a_name_of_dots(tmp_path, capfd):
     (tmp_path / "x.pt").write_bytes(hostile.contained(hostile.PICKLES["a name of dots"], "archive"))
     for options in ([], ["--json"]):
