@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import PREPROCESSING, randomised, save_classifier, save_generator, text_network
+from conftest import PREPROCESSING, randomised, save_classifier, save_forecaster, save_generator, text_network
 
 import seqexport
 from seqexport import FileError, UnsupportedError, peers
@@ -149,14 +149,15 @@ def test_torch_compile_gives_what_torch_gives(exported, exported_texts):
         assert_same(seqexport.load(exported_texts["generate"], pipeline="generate").run(feeds), found.run(feeds))
 
 
-def test_int8_is_the_file_beside(exported, tmp_path):
+def test_int8_is_the_file_beside(tmp_path):
     path = tmp_path / "net.onnx"
-    path.write_bytes(exported["gru"].with_suffix(".onnx").read_bytes())
+    seqexport.export(save_forecaster(tmp_path / "net.pt", "gru", hidden_size=48))
     with pytest.raises(FileError, match=r"python -m seqexport quantize .*net\.onnx"):
         seqexport.load(path, runtime="onnxruntime-int8")
     assert peers.missing("onnxruntime-int8", path) == f"python -m seqexport quantize {path}"
-    (tmp_path / "net.int8.onnx").write_bytes(path.read_bytes())
+    seqexport.quantize(path)
     assert seqexport.load(path, runtime="onnxruntime-int8").run({"x": np.ones((1, 2, 1), np.float32)})["y"].shape
+    assert seqexport.load(path, runtime="onnxruntime-int8", pipeline="forecast").name == "onnxruntime-int8"
     assert peers.missing("onnxruntime-int8", path) == ""
 
 
