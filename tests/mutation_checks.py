@@ -229,7 +229,7 @@ def pipelines():
     yield save_forecaster(folder() / "gru.pt", "gru")
     unscaled = {"scaling": Scaling("none", 1.0, 3.0).to_dict(), "context": 48, "season": 12, "unit": "n", "step": "day"}
     yield save_forecaster(folder() / "lstm.pt", "lstm", layers=1, preprocessing=unscaled)
-    yield save_generator(folder() / "g.pt")
+    yield save_generator(folder() / "g.pt", bias=False)
     yield save_generator(folder() / "one.pt", "gru", layers=1)
     yield save_classifier(folder() / "mean.pt", "gru", pooling="mean")
     yield save_classifier(folder() / "max.pt", "rnn", pooling="max", layers=1)
