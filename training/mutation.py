@@ -94,6 +94,8 @@ def mutants(module: str, source: str) -> Iterator[Mutant]:
                 code = _affected(tree, _top(tree, block[place]))
             finally:
                 undo()
+            if after == before:  # two arguments that are the same changed places
+                continue
             yield Mutant(module, function, statement.lineno, before, after, code)
 
 
