@@ -30,7 +30,7 @@ def cells(table: Table, row: Row) -> tuple[str, ...]:
     """One row of a scenario in words."""
     error = "held against" if row.error is None else "differs" if row.error == float("inf") else f"{row.error:.0e}"
     if row.runtime == "onnxruntime-int8" and row.notes:
-        error = row.notes[0]
+        error = "gated"
     if row.times is None:
         return (row.label, *("–" for _ in headings(table)[1:-1]), error if row.error is not None else "did not run")
     median = row.times.quantile(0.5)
@@ -55,7 +55,7 @@ def notes(table: Table) -> list[str]:
     """What is to be said of single rows."""
     found = []
     for row in table.rows:
-        said = [note for note in row.notes if row.runtime != "onnxruntime-int8" or note != row.notes[0]]
+        said = row.notes
         if said:
             more = f" (and {len(said) - 3} more)" if len(said) > 3 else ""
             found.append(f"{row.label}: {'; '.join(dict.fromkeys([*said[:2], said[-1]]))}{more}")

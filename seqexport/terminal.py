@@ -125,10 +125,11 @@ def _print_rows(console: Console, headings: Sequence[str], rows: Sequence[Sequen
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for place, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if place else "left")
+    told = [place for place in range(len(headings)) if any(row[place] != "–" for row in rows)]
+    for place in told:  # in a narrow terminal figures break before their interval, names never
+        table.add_column(headings[place], justify="right" if place else "left", no_wrap=not place)
     for row in rows:
-        table.add_row(*(Text(printable(cell)) for cell in row))
+        table.add_row(*(Text(printable(row[place])) for place in told))
     console.print(table)
 
 
