@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from seqexport.reports import Report
 
 LONGEST = 2000  # characters of an error's sentence
+WIDE = 120  # columns of a terminal that has room for intervals
 SHOWN = 20  # entries of a list, such as a vocabulary's tokens, that a terminal shows
 
 
@@ -126,10 +127,12 @@ def _print_rows(console: Console, headings: Sequence[str], rows: Sequence[Sequen
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     told = [place for place in range(len(headings)) if any(row[place] != "–" for row in rows)]
-    for place in told:  # in a narrow terminal figures break before their interval, names never
+    narrow = console.width < WIDE
+    for place in told:
         table.add_column(headings[place], justify="right" if place else "left", no_wrap=not place)
-    for row in rows:
-        table.add_row(*(Text(printable(row[place])) for place in told))
+    for row in rows:  # where there is no room for a ratio's interval, --json and -o have it
+        shown = [row[place].partition(" (")[0] if narrow and headings[place][0] == "×" else row[place] for place in told]
+        table.add_row(*(Text(printable(cell)) for cell in shown))
     console.print(table)
 
 
