@@ -127,12 +127,13 @@ def _print_rows(console: Console, headings: Sequence[str], rows: Sequence[Sequen
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     told = [place for place in range(len(headings)) if any(row[place] != "–" for row in rows)]
-    narrow = console.width < WIDE
+    narrow = console.width < WIDE  # there --json and -o have the intervals of ratios
     for place in told:
-        table.add_column(headings[place], justify="right" if place else "left", no_wrap=not place)
-    for row in rows:  # where there is no room for a ratio's interval, --json and -o have it
-        shown = [row[place].partition(" (")[0] if narrow and headings[place][0] == "×" else row[place] for place in told]
-        table.add_row(*(Text(printable(cell)) for cell in shown))
+        heading = headings[place].replace("torch's ", "") if narrow else headings[place]
+        table.add_column(heading, justify="right" if place else "left", no_wrap=not place)
+    for row in rows:
+        shown = (row[place].partition(" (")[0] if narrow and "×" in headings[place] else row[place] for place in told)
+        table.add_row(*(Text(printable(cell).replace(" ", "\u00a0")) for cell in shown))
     console.print(table)
 
 

@@ -20,6 +20,7 @@ REASONS: Mapping[tuple[str, str, str], str] = {
     ("recurrent", "_eager", "dropout"): "a share of nothing is dropped, whether it is asked for or not",
     ("recurrent", "as_function", "else -1.0"): "outside of training nothing is dropped, whatever the share",
     ("recurrent", "_lower", "linear_before_reset"): "every number but 0 means the same to onnxruntime",
+    ("recurrent", "_lower_projected", "sides[-1]"): "both directions have the same hidden size",
     ("recurrent", "_lower", "strict=False"): "every layer has as many parts of the state",
     ("graphs", "", "OPSETS"): "an opset that is offered or not changes no file (tests/test_exporter.py has them all)",
     ("graphs", "", "DEFAULT_OPSET"): "the command has its own default; the numbers are the same in every opset",
