@@ -125,15 +125,17 @@ def _print_rows(console: Console, headings: Sequence[str], rows: Sequence[Sequen
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    narrow = console.width < WIDE  # there --json and -o have the intervals of ratios, and the rates
     told = [place for place in range(len(headings)) if any(row[place] != "–" for row in rows)]
-    narrow = console.width < WIDE  # there --json and -o have the intervals of ratios
-    for place in told:
-        heading = headings[place].replace("torch's ", "") if narrow else headings[place]
-        table.add_column(heading, justify="right" if place else "left", no_wrap=not place)
+    for place in (told := [place for place in told if not (narrow and headings[place] == "a second")]):
+        heading = headings[place]
+        if narrow:
+            heading = heading.replace("torch's ", "").replace("best peer", "peer")
+        table.add_column(heading, justify="right" if place else "left", no_wrap=True)
     for row in rows:
         shown = (row[place].partition(" (")[0] if narrow and "×" in headings[place] else row[place] for place in told)
-        table.add_row(*(Text(printable(cell).replace(" ", "\u00a0")) for cell in shown))
+        table.add_row(*(Text(printable(cell)) for cell in shown))
     console.print(table)
 
 
