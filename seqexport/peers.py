@@ -11,6 +11,7 @@ import importlib.util
 import os
 import shutil
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -147,7 +148,9 @@ def _compiled(module: Any) -> Any:
     import torch
 
     def compile_(function: Any) -> Any:
-        return torch.compile(function, dynamic=True)
+        with warnings.catch_warnings():  # torch warns of what its own compiler still uses
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return torch.compile(function, dynamic=True)
 
     if not hasattr(module, "network"):
         return compile_(module)

@@ -373,7 +373,10 @@ def head(change, which):
         gemms = [node for graph in graphs(model.graph) for node in graph.node if node.op_type == "Gemm"]
         if gemms:
             return rewritten(model, gemms[-1].input[1 + which], change)
-        return rewritten(model, nodes(model, "MatMul" if which == 0 else "Add")[-1].input[1], change)
+        if which == 1:
+            return rewritten(model, nodes(model, "Add")[-1].input[1], change)
+        # There a token's weights are a column.
+        return rewritten(model, nodes(model, "MatMul")[-1].input[1], lambda weight: change(weight.T).T)
 
     return spoil
 
