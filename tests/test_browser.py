@@ -93,7 +93,7 @@ class Visit:
                 return before
         raise AssertionError(f"the texts still grew after {within} s; now they are {before}")
 
-    def sampled(self, until: str, seconds: float = 60.0) -> list[list[int]]:
+    def sampled(self, until: str, seconds: float = 180.0) -> list[list[int]]:
         """The lengths of both texts, again and again, until the result says `until`."""
         samples, end = [], time.monotonic() + seconds
         while time.monotonic() < end:
