@@ -19,6 +19,7 @@ from seqexport.errors import (
 )
 
 if TYPE_CHECKING:
+    from seqexport.batching import classify
     from seqexport.checkpoint import read_checkpoint, write_checkpoint
     from seqexport.comparison import compare
     from seqexport.exporter import export, verify_files
@@ -33,6 +34,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "Choices": "inference",
     "Stream": "streaming",
+    "classify": "batching",
     "compare": "comparison",
     "read_checkpoint": "checkpoint",
     "write_checkpoint": "checkpoint",
@@ -53,6 +55,7 @@ __all__ = [
     "SpecError",
     "Stream",
     "UnsupportedError",
+    "classify",
     "compare",
     "export",
     "load",

@@ -22,20 +22,20 @@ from seqexport.inference import Choices
 from seqexport.metrics import read_texts
 from seqexport.networks import Network
 from seqexport.peers import RUNTIMES
-from seqexport.reports import TOLERANCE
-from seqexport.runtimes import located, network_inputs, onnx_metadata, pipeline_path, torch_runtime
+from seqexport.quantization import agreement
+from seqexport.reports import TOLERANCE, Property
+from seqexport.runtimes import int8_path, located, network_inputs, onnx_metadata, pipeline_path
 from seqexport.scenarios import (
+    FILE_ORDER,
     GRID,
     LENGTH,
     TEXTS,
     Absent,
     Entrant,
-    Gate,
     Scenario,
     Source,
     enter,
     file_of,
-    gate,
     made_texts,
     pipelines,
     sequence,
@@ -52,7 +52,6 @@ SHARES = {"step": 2.0, "sequence": 2.0, "throughput": 1.0, "pipeline": 4.0, "map
 # Hidden sizes, batches and lengths of the map, and of the larger one.
 MAP = ((64, 256), (1, 16), (1, 50))
 LARGE_MAP = ((32, 128, 512), (1, 8, 32), (1, 10, 100))
-WRITTEN = 300  # tokens on which the gate of int8 is tried
 Say = Callable[[str], object]
 
 
@@ -139,14 +138,15 @@ class Cell:
 
 @dataclass(frozen=True)
 class Model:
-    """What was found of one file. weights: bytes of float32 that a step reads, all but the embedding's other rows."""
+    """What was found of one file. gate: what int8 was held to, beside float32. weights: bytes of float32 that a step
+    reads, all but the embedding's other rows."""
 
     path: str
     found: str
     notes: tuple[str, ...]
     weights: int
     absent: tuple[Absent, ...]
-    gate: Gate | None
+    gate: tuple[Property, ...]
     tables: tuple[Table, ...]
     footprints: tuple[Footprint, ...]
     cells: tuple[Cell, ...]
@@ -159,7 +159,7 @@ class Model:
             "notes": list(self.notes),
             "weights": self.weights,
             "absent": [vars(absent) for absent in self.absent],
-            "int8": self.gate and {**vars(self.gate), "passed": self.gate.passed},
+            "int8": [tried.to_dict() for tried in self.gate],
             "scenarios": [table.to_dict() for table in self.tables],
             "footprints": [vars(found) for found in self.footprints],
             "map": [cell.to_dict() for cell in self.cells],
@@ -288,7 +288,7 @@ class _Model:
     ) -> None:
         self.source, self.names, self.threads, self.asked, self.say = source, names, threads, asked, say
         self.left, self.shares = seconds, 0.0
-        self.gate: Gate | None = None
+        self.gates: dict[str, tuple[Property, ...]] = {}
         self.absent: dict[str, Absent] = {}
 
     def measured(self, data: Path | None, sizes: tuple[tuple[int, ...], ...], folder: Path) -> Model:
@@ -309,14 +309,14 @@ class _Model:
             scenarios += [("pipeline", made) for made in pipelines(source, source.task, takers, texts, about)]
         places = [(h, b, t) for h in sizes[0] for b in sizes[1] for t in sizes[2]] if "map" in self.asked else []
         self.shares = sum(SHARES[kind] for kind, _ in scenarios) + SHARES["map"] * len(places)
-        self.gate = self._gated(entrants)
         tables = tuple(self._table(kind, scenario) for kind, scenario in scenarios)
         cells = tuple(self._cells(places, folder))
         footprints = tuple(self._footprints(entrants)) if "footprint" in self.asked else ()
         found = f"{source.task}: {spec}" if source.task else str(spec)
         absent, notes = tuple(self.absent.values()), source.notes
         weights = _weights(spec)
-        return Model(str(source.path), found, notes, weights, absent, self.gate, tables, footprints, cells)
+        gate = tuple(tried for gate in self.gates.values() for tried in gate)
+        return Model(str(source.path), found, notes, weights, absent, gate, tables, footprints, cells)
 
     def _enter(self, part: str | None) -> list[Entrant]:
         entrants, absent = enter(self.source, part, self.names, self.threads)
@@ -334,22 +334,23 @@ class _Model:
         chosen = [texts[index] for index in np.linspace(0, len(texts) - 1, min(TEXTS, len(texts))).astype(int)]
         return chosen, f"texts of {data.name}"
 
-    def _gated(self, entrants: Sequence[Entrant]) -> Gate | None:
-        """Of the quantised network, on a text that the model itself wrote where it is a generator."""
-        quantised = next((entrant for entrant in entrants if entrant.runtime == "onnxruntime-int8"), None)
-        if quantised is None or quantised is entrants[0]:
-            return None
-        tokens = None
-        if self.source.checkpoint is not None and self.source.task == "generate":
-            uniforms = np.random.default_rng(6).random((2, WRITTEN), np.float32)
-            feeds = {"prompt": np.ones((2, 1), np.int64), "uniforms": uniforms}
-            tokens = torch_runtime(self.source.checkpoint, "generate").run(feeds)["tokens"]
-        return gate(entrants[0].model, quantised.model, self.source.spec, tokens)
+    def _gate(self, kind: str, scenario: Scenario) -> tuple[Property, ...]:
+        """What the quantised file that takes part is held to; nothing where there is none, or nothing to hold it to."""
+        quantised = any(entrant.runtime == "onnxruntime-int8" for entrant in scenario.entrants)
+        if not quantised or int8_path(self.source.onnx) == self.source.onnx:
+            return ()
+        task = self.source.task if kind == "pipeline" else None
+        part = task or "network"
+        if part not in self.gates:
+            self.say(f"holding the {part}'s int8 form against float32")
+            file = pipeline_path(self.source.onnx, task) if task else self.source.onnx
+            self.gates[part] = agreement(file, int8_path(file))
+        return self.gates[part]
 
     def _table(self, kind: str, scenario: Scenario) -> Table:
         self.say(f"{scenario.key}: {scenario.title}")
         share = self.left * SHARES[kind] / self.shares
-        table = tabled(scenario, share, self.gate)
+        table = tabled(scenario, share, self._gate(kind, scenario))
         self.left, self.shares = max(self.left - table.seconds, 0.0), self.shares - SHARES[kind]
         return table
 
@@ -402,7 +403,7 @@ def _weights(spec: NetworkSpec) -> int:
 def tabled(
     scenario: Scenario,
     seconds: float,
-    gate: Gate | None = None,
+    gate: Sequence[Property] = (),
     *,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Table:
@@ -415,7 +416,7 @@ def tabled(
     measured = take_turns(jobs, seconds, against, clock=clock)
     best, peer = (_fastest(measured, labels) for labels in (against if default else [], _peers(rows, jobs)))
     if default and scenario.key == "classify":
-        default = next(label for label in against if "batches" in label)
+        default = next(label for label in against if label.endswith(FILE_ORDER))
     timed = {
         label: replace(
             row,
@@ -433,6 +434,11 @@ def tabled(
     return Table(*about, tuple(ordered), measured.ended, measured.seconds, default, best, peer)
 
 
+def held_said(tried: Property) -> str:
+    """What int8 was held to, in a few words."""
+    return f"{tried.part}, {tried.name.removeprefix('int8 ')} {tried.error:.2g} (at most {tried.allowed:g})"
+
+
 def _peers(rows: Mapping[str, Row], jobs: Mapping[str, Any]) -> list[str]:
     return [label for label in jobs if rows[label].is_peer]
 
@@ -441,7 +447,7 @@ def _fastest(measured: Measured, labels: Sequence[str]) -> str:
     return min(labels, key=lambda label: measured.times[label].quantile(0.5) or np.inf, default="")
 
 
-def _answered(scenario: Scenario, gate: Gate | None) -> dict[str, Row]:
+def _answered(scenario: Scenario, gate: Sequence[Property]) -> dict[str, Row]:
     """Everyone's answers beside the first one's."""
     first, *others = scenario.entrants
     expected = scenario.answer(first)
@@ -455,8 +461,9 @@ def _answered(scenario: Scenario, gate: Gate | None) -> dict[str, Row]:
             continue
         worst = max(outcome.errors.values(), key=lambda error: np.inf if np.isnan(error) else error)
         agrees, notes = outcome.passed(TOLERANCE), (*outcome.notes, *(f"tie: {tie}" for tie in outcome.ties))
-        if entrant.runtime == "onnxruntime-int8" and gate is not None:
-            agrees, notes = gate.passed, (str(gate),)
+        if entrant.runtime == "onnxruntime-int8" and gate:
+            notes = tuple(f"misses its gate: {held_said(tried)}" for tried in gate if not tried.held)
+            agrees = not notes
         if not agrees:
             notes = (*notes, "its answers differ, so no speed is told")
         rows[entrant.label] = Row(*about, worst, agrees, outcome.decided, notes)

@@ -213,20 +213,40 @@ class _Trial:
         """What the file says of its gate; it stands there before it is reached, as in a float32 file."""
         if self.samples is not None:
             return {"passed": True, "gate": self.samples.metric, "allowed": METRIC, "cases": self.samples.count}
-        allowed = {"cosine": 1 - self._cosine(), "length": LENGTH, "decisions": 1 - DECISIONS}
-        return {"passed": True, "gate": "cosine and decisions", "allowed": allowed, "cases": len(self.planned.cases)}
-
-    def _cosine(self) -> float:
-        return COSINE_BESIDE if self.beside else COSINE
+        allowed = {"cosine": 1 - _cosine(self.beside), "length": LENGTH, "decisions": 1 - DECISIONS}
+        return {"passed": True, "gate": WITHOUT_METRIC, "allowed": allowed, "cases": len(self.planned.cases)}
 
     def compared(self, candidate: OnnxRuntime) -> tuple[Property, ...]:
         """How the int8 file lies to the float32 file."""
         if self.samples is None:
             agreement = _Agreement(self.subject, self.reference, candidate)
-            return agreement.over(self.planned.cases, self._cosine(), self.beside)
+            return agreement.over(self.planned.cases, self.beside)
         names, part = ("float32", "int8"), self.subject.part
         reason = "a hundredth of float32's"
         return (task_metric(part, self.samples, self.reference, candidate, METRIC, reason, names),)
+
+
+WITHOUT_METRIC = "cosine and decisions"
+
+
+def _cosine(measured: bool) -> float:
+    return COSINE_BESIDE if measured else COSINE
+
+
+def agreement(file: Path, int8: Path) -> tuple[Property, ...]:
+    """How an int8 file lies to the float32 file that it was made of, by the gate without samples: the wider one where
+    the int8 files say that they passed by the task's metric.
+
+    Raises InputError for a file that can't be fed with values made up for its inputs.
+    """
+    source, reference = Source(file, file, int8), OnnxRuntime(file)
+    subject = _subject(reference, _whole(source))
+    metadata = onnx_metadata(int8)
+    beside = pipeline_path(int8, str(metadata.get("task"))) if metadata.get("part") == "network" else None
+    verdicts = [metadata, *([onnx_metadata(beside)] if beside and beside.is_file() else [])]
+    gates = [found["verification"].get("gate") for found in verdicts if isinstance(found.get("verification"), dict)]
+    measured = any(gate != WITHOUT_METRIC for gate in gates)
+    return _Agreement(subject, reference, OnnxRuntime(int8)).over(_plan(subject, reference, file).cases, measured)
 
 
 def _make(trials: Sequence[_Trial], bits: Literal[7, 8], made: Made) -> None:
@@ -340,8 +360,8 @@ class _Agreement:
         self.decided = np.zeros(4, np.int64)  # decisions, of them the same; sure ones, of them the same
         self.whole = np.zeros(2, np.int64)  # whole numbers, of them the same
 
-    def over(self, cases: Sequence[Case], cosine: float, measured: bool) -> tuple[Property, ...]:
-        """Run every case on both; the properties that int8 is held to."""
+    def over(self, cases: Sequence[Case], measured: bool) -> tuple[Property, ...]:
+        """Run every case on both; the properties that int8 is held to. measured: whether the task's metric is, too."""
         for case in cases:
             feeds = {**case.feeds, **(LIKELIEST if self.subject.part == "generate" else {})}
             expected = self.reference.run(feeds)
@@ -357,7 +377,7 @@ class _Agreement:
             self._turn(f"{name}, all cases", product, ours, theirs)
             if ours > 0:
                 self.stretched.append(_Measured(abs(math.sqrt(theirs / ours) - 1), name))
-        return self._properties(len(cases), cosine, measured)
+        return self._properties(len(cases), _cosine(measured), measured)
 
     def _decide(
         self, feeds: Mapping[str, Any], expected: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray]

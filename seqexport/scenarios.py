@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from seqexport.batching import BATCH, by_length, encode, in_order, probabilities
 from seqexport.checkpoint import Checkpoint
 from seqexport.errors import SeqExportError
 from seqexport.parts import checkpoint_parts
@@ -16,7 +17,7 @@ from seqexport.peers import Loop, OpenVino, TorchCompile, load, missing
 from seqexport.reports import Outcome
 from seqexport.runtimes import OnnxRuntime, Runtime, TorchRuntime, int8_path, pipeline_path, torch_runtime
 from seqexport.sources import first_line
-from seqexport.specs import NetworkSpec, TensorSpec
+from seqexport.specs import NetworkSpec
 from seqexport.text import Vocabulary
 from seqexport.timing import Job
 from seqexport.verification import Case, Subject, compare_outputs, make_case
@@ -24,8 +25,7 @@ from seqexport.verification import Case, Subject, compare_outputs, make_case
 CHAINED = 20  # steps whose answers are compared before a step is timed
 LENGTH = 100  # of the sequence
 GRID = tuple((batch, length) for length in (10, 100) for batch in (1, 8, 32))  # of the throughput
-CHARACTERS, HORIZON, PATHS, TEXTS, SLICE, BATCH, PROMPT = 500, 50, 200, 1000, 100, 32, 10
-COSINE, AGREEMENT = 0.999, 0.98  # what int8 must reach: no more can be asked of weights of 7 or 8 bits
+CHARACTERS, HORIZON, PATHS, TEXTS, SLICE, PROMPT = 500, 50, 200, 1000, 250, 10
 
 
 @dataclass(frozen=True)
@@ -252,44 +252,45 @@ def _judge(subject: Subject, case: Case) -> Callable[[Mapping[str, np.ndarray], 
 def _classify(
     source: Source, subject: Subject, entrants: Sequence[Entrant], texts: Sequence[str], about: str
 ) -> Scenario:
-    """Texts, their split into tokens included, one by one and in padded batches; a turn takes SLICE of them, the same
-    for everyone, and the next turn the next ones."""
+    """Texts, their split into tokens included, in each way of giving them; a turn takes SLICE of them, the same for
+    everyone, and the next turn the next ones."""
     vocabulary = Vocabulary.from_dict(source.metadata["preprocessing"]["vocabulary"])
+    takers = {replace(entrant, label=f"{entrant.label}, {way}"): way for entrant in entrants for way in _ways(entrant)}
 
-    def classify(model: Runtime, texts: Sequence[str], size: int) -> np.ndarray:
-        answers = []
-        for start in range(0, len(texts), size):
-            tokens, lengths = vocabulary.encode_batch(texts[start : start + size])
-            answers.append(np.asarray(model.call(model.native({"tokens": tokens, "lengths": lengths}))[0]))
-        return np.concatenate(answers)
+    def classified(model: Runtime, way: str, texts: Sequence[str]) -> np.ndarray:
+        rows = encode(vocabulary, texts)
+        return probabilities(model, rows, WAYS[way]([len(row) for row in rows]))
 
-    sizes = {entrant.label: size for entrant, size in _batched(entrants)}
     per_turn = min(SLICE, len(texts))
     slices = [texts[start : start + per_turn] for start in range(0, len(texts) - per_turn + 1, per_turn)]
 
     def answer(entrant: Entrant) -> Mapping[str, np.ndarray]:
-        with entrant.model.ready():
-            return {"probabilities": classify(entrant.model, texts, sizes[entrant.label])}
+        return {"probabilities": classified(entrant.model, takers[entrant], texts)}
 
     def job(entrant: Entrant) -> Job:
-        model, size = entrant.model, sizes[entrant.label]
-        return Job(lambda number: classify(model, slices[number % len(slices)], size), model.ready)
+        model, way = entrant.model, takers[entrant]
+        return Job(lambda number: classified(model, way, slices[number % len(slices)]), model.ready)
 
     case = Case(about, {}, None, {"batch": len(texts)})
-    title = f"{len(texts):,} {about}"
-    takers = [entrant for entrant, _ in _batched(entrants)]
-    return Scenario("classify", title, "text", per_turn, takers, answer, job, _judge(subject, case))
+    title = f"{len(texts):,} {about}, {per_turn} at a time"
+    return Scenario("classify", title, "text", per_turn, list(takers), answer, job, _judge(subject, case))
 
 
-def _batched(entrants: Sequence[Entrant]) -> list[tuple[Entrant, int]]:
-    """Everyone with each way of giving the texts. A network alone can't take padded ones; onnx's evaluator would take
-    minutes for so many, and has said its opinion at the network."""
-    return [
-        (replace(entrant, label=f"{entrant.label}, {'one by one' if size == 1 else f'batches of {size}'}"), size)
-        for size in (BATCH, 1)
-        for entrant in entrants
-        if entrant.runtime != "reference" and (size == 1 or not isinstance(entrant.model, Loop))
-    ]
+# How texts are given: one by one, padded in the file's order, or padded in the order of their lengths.
+FILE_ORDER = f"batches of {BATCH}"
+WAYS: Mapping[str, Callable[[Sequence[int]], list[np.ndarray]]] = {
+    FILE_ORDER: lambda lengths: in_order(len(lengths), BATCH),
+    f"{FILE_ORDER} by length": by_length,
+    "one by one": lambda lengths: in_order(len(lengths), 1),
+}
+
+
+def _ways(entrant: Entrant) -> list[str]:
+    """A network alone can't take padded texts; onnx's evaluator would take minutes for so many, and has said its
+    opinion at the network."""
+    if entrant.runtime == "reference":
+        return []
+    return ["one by one"] if isinstance(entrant.model, Loop) else list(WAYS)
 
 
 def made_texts(preprocessing: Mapping[str, Any], count: int) -> list[str]:
@@ -299,36 +300,6 @@ def made_texts(preprocessing: Mapping[str, Any], count: int) -> list[str]:
     longest = max(6, int(preprocessing.get("window") or 100))
     lengths = rng.integers(5, longest + 1, count)
     return [vocabulary.decode(rng.integers(1, len(vocabulary), length)) for length in lengths]
-
-
-@dataclass(frozen=True)
-class Gate:
-    """Whether int8 is good enough, beside torch on the same input. cosine: of all that the network gives. agreement:
-    the share of the decisions (the likeliest token, or label) that are the same; None where nothing is decided."""
-
-    cosine: float
-    agreement: float | None
-
-    @property
-    def passed(self) -> bool:
-        """Written so that NaN does not pass."""
-        return self.cosine >= COSINE and (self.agreement is None or self.agreement >= AGREEMENT)
-
-    def __str__(self) -> str:
-        same = "" if self.agreement is None else f", {100 * self.agreement:.1f} % of the decisions the same"
-        return f"cosine {self.cosine:.5f}{same}"
-
-
-def gate(reference: Runtime, candidate: Runtime, spec: NetworkSpec, tokens: np.ndarray | None) -> Gate:
-    """The gate of a quantised network. tokens [batch, time]: what it reads, such as a text that the model itself wrote;
-    random input where there are none."""
-    source: TensorSpec = spec.input
-    read = tokens if tokens is not None else source.sample({"batch": 4, "time": 200}, np.random.default_rng(5))
-    feeds = {source.name: read.swapaxes(0, 1) if tokens is not None and spec.time_major else read}
-    a, b = (np.asarray(model.run(feeds)["y"], np.float64) for model in (reference, candidate))
-    cosine = float((a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum()))
-    decides = spec.vocabulary is not None and spec.outputs is not None
-    return Gate(cosine, float((a.argmax(-1) == b.argmax(-1)).mean()) if decides else None)
 
 
 def file_of(source: Source, runtime: str) -> Path:

@@ -7,14 +7,14 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from seqexport.comparison import Comparison, Model, Row, Table
+from seqexport.comparison import Comparison, Model, Row, Table, held_said
 from seqexport.errors import FileError
 from seqexport.files import replace_file
 from seqexport.plots import plots
 from seqexport.reports import TOLERANCE
-from seqexport.scenarios import AGREEMENT, COSINE
 from seqexport.timing import LEVEL, Ratio
 
+SCHEMA = Path(__file__).with_name("comparison.schema.json")
 HEADINGS = ("runtime", "p50", "p90", "p99", "a second", "× torch's default", "× torch's best", "× best peer", "error")
 ALONE = ("runtime", "p50", "p90", "p99", "a second", "error")  # where torch is not there
 MAP = ("hidden", "batch × steps", "fastest", "p50", "× torch's default", "× torch's best")
@@ -29,8 +29,8 @@ def headings(table: Table) -> tuple[str, ...]:
 def cells(table: Table, row: Row) -> tuple[str, ...]:
     """One row of a scenario in words."""
     error = "held against" if row.error is None else "differs" if row.error == float("inf") else f"{row.error:.0e}"
-    if row.runtime == "onnxruntime-int8" and row.notes:
-        error = "gated"
+    if row.runtime == "onnxruntime-int8" and row.error is not None and row.error > TOLERANCE:
+        error = "gated" if row.agrees else "misses its gate"
     if row.times is None:
         return (row.label, *("–" for _ in headings(table)[1:-1]), error if row.error is not None else "did not run")
     median = row.times.quantile(0.5)
@@ -82,8 +82,8 @@ def about(comparison: Comparison) -> list[str]:
         "oneDNN on, its default, and off; its best is the faster. The best peer is the fastest of torch, "
         "torch.compile, OpenVINO and loops in Python around a network's step, all float32.",
         f"Error is |a − b| / max(1, max|torch|) of the answers, at most {TOLERANCE:.0e}; tokens and labels must be the "
-        f"same, or ties. int8 must reach a cosine of {COSINE:g} and {100 * AGREEMENT:.0f} % of the decisions. Whoever "
-        "differs is not timed.",
+        "same, or ties. int8 is gated by float32's outputs and states: their direction (1 − cosine), their length, and "
+        "the decisions that float32 was sure of. Whoever differs is not timed.",
         "Load is from the import of the runtime to a model that is ready, in a fresh process; the first call is 100 "
         "steps; memory is that process at its peak, beyond Python with numpy.",
     ]
@@ -100,8 +100,8 @@ def markdown(comparison: Comparison, pictures: Sequence[str] = ()) -> str:
 
 def _model(model: Model) -> Iterator[str]:
     yield f"**{model.path}**: {model.found}"
-    if model.notes or model.gate:
-        yield " ".join([*(f"{note}." for note in model.notes), f"int8: {model.gate}." if model.gate else ""]).strip()
+    if said := about_model(model):
+        yield " ".join(f"{note}." for note in said)
     for table in model.tables:
         yield f"{table.key}: {table.title}"
         yield _table(headings(table), [cells(table, row) for row in table.rows])
@@ -117,6 +117,12 @@ def _model(model: Model) -> Iterator[str]:
         )
     for absent in model.absent:
         yield f"absent: {absent.runtime}: {absent.why}{f': `{absent.command}`' if absent.command else ''}"
+
+
+def about_model(model: Model) -> list[str]:
+    """Its notes, and how far its int8 form lies from float32."""
+    gate = "; ".join(map(held_said, model.gate))
+    return [*model.notes, *([f"int8 beside float32: {gate}"] if gate else [])]
 
 
 def without_label(model: Model) -> str:

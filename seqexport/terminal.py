@@ -97,7 +97,7 @@ def show_comparison(comparison: Comparison) -> None:
     console = _console()
     for model in comparison.models:
         console.print(Text.assemble((printable(model.path), "bold"), f"  {model.found}"))
-        for note in [*model.notes, *([f"int8: {model.gate}"] if model.gate else [])]:
+        for note in tables.about_model(model):
             console.print(Text(printable(note)))
         for table in model.tables:
             console.print(Text.assemble("\n", (f"{table.key}: ", "bold"), printable(table.title)))

@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import test_freezing
+import test_graphs
 import test_live_modules
 import test_pipelines
 import test_recurrent
@@ -69,8 +71,8 @@ WRITTEN = {
 }
 TESTS = {
     "recurrent": (test_recurrent,),
-    "graphs": (test_live_modules,),
-    "freezing": (test_live_modules,),
+    "graphs": (test_graphs, test_live_modules),
+    "freezing": (test_freezing, test_live_modules),
     "interception": (test_live_modules,),
     "pipelines": (test_pipelines,),
     "verification": (test_verification, test_live_modules),

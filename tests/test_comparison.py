@@ -4,6 +4,7 @@ import importlib.util
 import json
 from dataclasses import replace
 
+import jsonschema
 import numpy as np
 import onnx
 import pytest
@@ -15,8 +16,9 @@ import seqexport
 from seqexport import InputError, UnsupportedError, cli, comparison, footprint, scenarios, tables
 from seqexport.comparison import Comparison, compare, tabled
 from seqexport.footprint import Footprint, Machine
+from seqexport.quantization import COSINE_BESIDE
 from seqexport.runtimes import OnnxRuntime, TorchRuntime
-from seqexport.scenarios import Entrant, Gate
+from seqexport.scenarios import Entrant
 from seqexport.timing import Job
 
 MACHINE = Machine("a processor", ("avx2",), 2, "Linux", "3.11", {"torch": "2.13"}, {1: 4e10, 256: 1e10})
@@ -110,7 +112,9 @@ def test_another_text_is_another_answer_and_a_crash_is_a_note(exported_texts, mo
         row = rows_of(found, "generate")["onnxruntime"]
         assert row.times is None and not row.agrees
         assert note in row.notes[0]
-        json.dumps(found.to_dict(), allow_nan=False)
+        jsonschema.validate(
+            json.loads(json.dumps(found.to_dict(), allow_nan=False)), json.loads(tables.SCHEMA.read_text())
+        )
 
 
 def test_generators_and_classifiers_decide_alike(exported_texts):
@@ -119,10 +123,11 @@ def test_generators_and_classifiers_decide_alike(exported_texts):
     for table in generate.tables:
         assert all(row.decided == {"token": 12} for row in table.rows if row.error is not None)
     (table,) = classify.tables
-    assert "12 texts of the vocabulary's own words, drawn at random" in table.title
+    assert table.title == "12 texts of the vocabulary's own words, drawn at random, 6 at a time"
     labels = {row.label for row in table.rows}
     assert {
         "torch, oneDNN on, batches of 32",
+        "torch, oneDNN on, batches of 32 by length",
         "torch, oneDNN on, one by one",
         "onnxruntime, network, one by one",
     } <= labels
@@ -135,7 +140,7 @@ def test_real_texts_come_from_a_file(exported_texts, tmp_path):
     data = tmp_path / "reviews.csv"
     data.write_text("text,label\n" + "\n".join(f"what is this {place},yes" for place in range(7)))
     found = compare(exported_texts["classify"], runtimes=FAST, scenarios=("pipeline",), seconds=0.5, data=data)
-    assert found.models[0].tables[0].title == "7 texts of reviews.csv"
+    assert found.models[0].tables[0].title == "7 texts of reviews.csv, 6 at a time"
     with pytest.raises(InputError, match="--data is of use to a classifier's pipeline only"):
         compare(exported_texts["generate"], runtimes=FAST, scenarios=("pipeline",), seconds=0.5, data=data)
 
@@ -158,8 +163,10 @@ def test_int8_has_a_gate_of_its_own(tmp_path, monkeypatch):
     seqexport.export(path, precision="fp32,int8")
     asked = ("torch", "onnxruntime-int8")
     found = compare(path, runtimes=asked, scenarios=("step",), seconds=0.2)
-    assert found.models[0].gate.passed
-    assert 0.999 < found.models[0].gate.cosine < 1
+    assert [tried.name for tried in found.models[0].gate] == ["int8 cosine", "int8 length"]
+    assert all(tried.held and tried.error > 0 for tried in found.models[0].gate)
+    jsonschema.validate(json.loads(json.dumps(found.to_dict())), json.loads(tables.SCHEMA.read_text()))
+    assert "| gated |" in tables.markdown(found) and "int8 beside float32: network, cosine" in tables.markdown(found)
     assert rows_of(found, "step")["onnxruntime-int8"].times.calls
     model = onnx.load(tmp_path / "net.int8.onnx")
     for tensor in model.graph.initializer:
@@ -168,13 +175,19 @@ def test_int8_has_a_gate_of_its_own(tmp_path, monkeypatch):
     onnx.save(model, tmp_path / "net.int8.onnx")
     found = compare(path, runtimes=asked, scenarios=("step",), seconds=0.2)
     row = rows_of(found, "step")["onnxruntime-int8"]
-    assert not found.models[0].gate.passed and row.times is None
-    assert "cosine" in row.notes[0]
+    assert not found.models[0].gate[0].held and row.times is None
+    assert row.notes[0].startswith("misses its gate: network, cosine")
 
 
-def test_a_gate_needs_both_and_nan_does_not_pass():
-    assert Gate(0.9995, None).passed and Gate(0.9995, 0.99).passed
-    assert not Gate(0.9985, 1.0).passed and not Gate(1.0, 0.97).passed and not Gate(float("nan"), None).passed
+def test_each_int8_file_has_a_gate_and_a_metric_widens_the_networks(tmp_path):
+    path = save_forecaster(tmp_path / "net.pt", "gru", hidden_size=48)
+    samples = tmp_path / "series.csv"
+    samples.write_text("value\n" + "\n".join(f"{20 + 10 * np.sin(place / 4):.3f}" for place in range(300)))
+    seqexport.export(path, precision="fp32,int8", data=samples)
+    found = compare(path, runtimes=("torch", "onnxruntime-int8"), scenarios=("step", "pipeline"), seconds=0.5)
+    gate = {(tried.part, tried.name): tried for tried in found.models[0].gate}
+    assert {part for part, _ in gate} == {"network", "forecast"}
+    assert {tried.allowed for (_, name), tried in gate.items() if name == "int8 cosine"} == {COSINE_BESIDE}
 
 
 def test_a_checkpoint_without_its_file_or_with_an_older_one_is_exported_aside(tmp_path):
@@ -259,6 +272,7 @@ def test_the_document_and_the_files(exported, tmp_path, capsys):
         pictures if importlib.util.find_spec("matplotlib") else set()
     )
     assert json.loads((tmp_path / "made" / "comparison.json").read_text()) == document
+    jsonschema.validate(document, json.loads(tables.SCHEMA.read_text()))
     for name in pictures & made:
         text = (tmp_path / "made" / name).read_text()
         assert text.startswith("<svg") and "onnxruntime" in text and "#000000" not in text

@@ -26,6 +26,7 @@ ORDER = (
     "checkpoint",
     "runtimes",
     "streaming",
+    "batching",
     "peers",
     "reports",
     "verification",

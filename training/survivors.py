@@ -33,5 +33,10 @@ REASONS: Mapping[tuple[str, str, str], str] = {
     ("graphs", "", "DEFAULT_OPSET"): "the command has its own default; the numbers are the same in every opset",
     ("graphs", "build_graph.lowered_again", "others ="): "any sizes will do that are not the example's",
     ("graphs", "build_graph", "producer_name"): "it is a name",
+    ("graphs", "_lower", "assert exported"): "it is said for the type checker",
+    ("graphs", "_translations_kept.from_torchlib", "opset_version"): "torch.onnx names the opset at every call",
+    ("freezing", "check_not_frozen", "min(len(other), len(mine))"): "the least of two is so in either order",
+    ("freezing", "check_not_frozen", "mine[min(len(mine), len(other)) - 1] → "): "the loop before left the same names",
+    ("freezing", "_suspicious", "1 < number"): "no example has a size of 1",
     ("graphs", "build_graph", "check_model"): "a file that is no ONNX is refused by onnxruntime a moment later",
 }
