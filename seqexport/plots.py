@@ -34,19 +34,20 @@ def plots(comparison: Comparison) -> dict[str, str]:
         mark = f"-{place + 1}" if len(comparison.models) > 1 else ""
         shown = [table for table in model.tables if table.key in SHOWN and _timed(table)]
         if shown:
-            pictures[f"latency{mark}.svg"] = _figure(*_latency(model, shown))
+            pictures[f"latency{mark}.svg"] = figure(*_latency(model, shown))
         if model.cells:
-            pictures[f"map{mark}.svg"] = _figure(*_map(model))
+            pictures[f"map{mark}.svg"] = figure(*_map(model))
     points = _points(comparison.models)
     if points and comparison.machine.bandwidth:
-        pictures["roofline.svg"] = _figure(*_roofline(comparison, points))
+        pictures["roofline.svg"] = figure(*_roofline(comparison, points))
     return pictures
 
 
 Drawing = tuple[Callable[[Any], None], float, str]
 
 
-def _figure(draw: Callable[[Any], None], height: float, about: str, format_: str = "svg") -> str:
+def figure(draw: Callable[[Any], None], height: float, about: str, format_: str = "svg") -> str:
+    """An SVG of what `draw` puts into a figure of that height in inches; about: its title, which readers aloud say."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -71,7 +72,8 @@ def _said(seconds: float, _: Any = None) -> str:
     return ""
 
 
-def _axis(axis: Any) -> None:
+def time_axis(axis: Any) -> None:
+    """Seconds on a logarithmic axis, in units that are read at a glance."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axis.set_major_locator(LogLocator(numticks=6))
@@ -79,7 +81,8 @@ def _axis(axis: Any) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def _plain(axes: Any) -> None:
+def plain(axes: Any) -> None:
+    """No frame and no background."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_facecolor("none")
 
@@ -91,7 +94,7 @@ def _latency(model: Model, tables: Sequence[Table]) -> Drawing:
     def draw(figure: Any) -> None:
         grid = figure.subplots(len(tables), 1, gridspec_kw={"height_ratios": heights}, squeeze=False)
         for table, (axes,) in zip(tables, grid, strict=True):
-            _plain(axes)
+            plain(axes)
             rows = _timed(table)
             for place, row in enumerate(rows):
                 assert row.times is not None
@@ -110,7 +113,7 @@ def _latency(model: Model, tables: Sequence[Table]) -> Drawing:
             low, high = axes.get_xlim()
             axes.set_xlim(low / 1.1, high * (high / low) ** 0.22)
             axes.grid(axis="x", color=GREY, alpha=0.25)
-            _axis(axes.xaxis)
+            time_axis(axes.xaxis)
         figure.supxlabel("time of a call (median; band: its 95 % interval)", fontsize=8, color=GREY)
 
     return draw, 0.6 + 0.2 * sum(heights), f"Latency by runtime, {model.path}"
@@ -189,7 +192,7 @@ def _roofline(comparison: Comparison, points: Points) -> Drawing:
         from matplotlib.ticker import FuncFormatter, NullFormatter
 
         axes = figure.add_subplot()
-        _plain(axes)
+        plain(axes)
         sizes = [size for found in points.values() for size, _ in found]
         low, high = min(sizes) / 2, max(sizes) * 2
         line = [low * (high / low) ** (place / 40) for place in range(41)]
@@ -200,7 +203,7 @@ def _roofline(comparison: Comparison, points: Points) -> Drawing:
             axes.plot(*zip(*ordered, strict=True), "o-", color=COLOURS[name], markersize=4, linewidth=1, label=name)
         axes.set(xscale="log", yscale="log", xlabel="weights read in a step", ylabel="time of a step, batch 1")
         axes.grid(color=GREY, alpha=0.25)
-        _axis(axes.yaxis)
+        time_axis(axes.yaxis)
         axes.set_xticks([size for size in (1e3, 1e4, 1e5, 1e6, 1e7, 1e8) if low < size < high])
         axes.xaxis.set_major_formatter(FuncFormatter(_bytes))
         axes.xaxis.set_minor_formatter(NullFormatter())

@@ -288,7 +288,7 @@ def checks(module):
     """Name → what raises where a slip in this module shows."""
     found = {}
     if module in ("recurrent", "graphs", "interception", "freezing"):
-        few = RECURRENT if module == "recurrent" else RECURRENT[1::3]
+        few = RECURRENT if module == "recurrent" else (*RECURRENT[1::3], RECURRENT[6])
         found |= {str(chosen): configuration(chosen) for chosen in few}
     if module in ("recurrent", "pipelines", "graphs", "verification"):
         paths = list(pipelines())

@@ -483,8 +483,8 @@ ALLOWED = {
     ("seqexport/selftest.py", "fdopen"),  # stdout
     ("training/coverage.py", "open"),  # os.devnull
     ("seqexport/comparison.py", "save"),  # the untrained nets of the map
-    ("training/measure.py", "save"),
-    ("training/measure.py", "open"),  # the reviews, fetched for the time of the measurement
+    ("training/exporting.py", "save"),
+    *(("training/samples.py", name) for name in ("open", "write_text")),  # fetched, for the time of a measurement
     ("training/journal.py", "open"),  # which is added to, line by line
     ("training/journal.py", "write_text"),
     # What breaks files on purpose does so in temporary folders.

@@ -2,6 +2,7 @@
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch.nn import functional as F
 from torch.onnx._internal.exporter import _fx_passes, _registration
 
 import seqexport
-from seqexport import UnsupportedError
+from seqexport import UnsupportedError, graphs
 
 SPECS = {"x": "float32[batch,time,3]"}
 
@@ -68,3 +69,145 @@ def test_what_has_no_onnx_form_leaves_torch_onnx_as_it_was(tmp_path):
     exported(tmp_path, lambda x: x * 2)
     assert _registration.ONNXRegistry.__dict__["from_torchlib"] is table
     assert _fx_passes.decompose_with_registry is decompose
+
+
+def answers(tmp_path, net, specs, feeds):
+    """Torch's outputs, the file's by name, and the file."""
+    net.requires_grad_(False)
+    seqexport.export(net.eval(), tmp_path / "net.onnx", inputs=specs)
+    with torch.no_grad():
+        expected = net(**{name: torch.from_numpy(value) for name, value in feeds.items()})
+    session = onnxruntime.InferenceSession(tmp_path / "net.onnx")
+    names = [output.name for output in session.get_outputs()]
+    found = dict(zip(names, session.run(None, feeds), strict=True))
+    return expected, found, onnx.load(tmp_path / "net.onnx")
+
+
+def declared(model):
+    return {
+        value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in (*model.graph.input, *model.graph.output)
+    }
+
+
+class PassesOn(nn.Module):
+    """Gives its input back, a result twice, a weight, and what a GRU makes of them."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(4)
+        self.rnn, self.weight = nn.GRU(3, 4, batch_first=True), nn.Parameter(torch.randn(5))
+
+    def forward(self, x):
+        y, h = self.rnn(x)
+        return {"x_again": x, "y": y, "y_again": y, "h": h, "weight": self.weight, "weight_again": self.weight}
+
+
+def test_an_output_may_be_an_input_a_weight_or_given_twice(tmp_path):
+    x = np.random.default_rng(0).standard_normal((2, 5, 3)).astype(np.float32)
+    expected, found, model = answers(tmp_path, PassesOn(), SPECS, {"x": x})
+    assert list(found) == list(expected)
+    for name, value in expected.items():
+        assert found[name].shape == tuple(value.shape) and np.abs(found[name] - value.numpy()).max() <= 1e-6
+    assert declared(model) == {
+        "x": ["batch", "time", 3],
+        "x_again": ["batch", "time", 3],
+        **dict.fromkeys(("y", "y_again"), ["batch", "time", 4]),
+        "h": [1, "batch", 4],
+        **dict.fromkeys(("weight", "weight_again"), [5]),
+    }
+    names = [output for node in model.graph.node for output in node.output]
+    assert len(names) == len(set(names)) and model.graph.name == "module"
+
+
+class TakesNames(nn.Module):
+    """Its inputs and outputs bear the names that torch.onnx gives to what is inside."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(5)
+        self.rnn = nn.GRU(3, 4, batch_first=True)
+
+    def forward(self, mul, mul_0, add):
+        inside = (mul * mul_0) + add
+        more = (inside * mul) + inside * add
+        return {"getitem": self.rnn(more)[0], "add_1": inside * 2, "mul_1": more}
+
+
+def test_names_that_are_taken_inside_are_the_users_outside(tmp_path):
+    rng = np.random.default_rng(1)
+    feeds = {name: rng.standard_normal((2, 5, 3)).astype(np.float32) for name in ("mul", "mul_0", "add")}
+    expected, found, model = answers(tmp_path, TakesNames(), dict.fromkeys(feeds, SPECS["x"]), feeds)
+    assert list(found) == list(expected)
+    for name, value in expected.items():
+        assert np.abs(found[name] - value.numpy()).max() <= 1e-5
+    names = [output for node in model.graph.node for output in node.output] + list(feeds)
+    assert len(names) == len(set(names))
+
+
+class PacksTwice(nn.Module):
+    """Two packed sequences, each as long as its own longest row."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(6)
+        self.one, self.other = nn.GRU(3, 4, batch_first=True), nn.LSTM(3, 2, batch_first=True)
+
+    def read(self, rnn, x, lengths):
+        packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        return nn.utils.rnn.pad_packed_sequence(rnn(packed)[0], batch_first=True)[0]
+
+    def forward(self, x, lengths, others):
+        return self.read(self.one, x, lengths), self.read(self.other, x, others)
+
+
+def test_each_longest_row_has_a_name_of_its_own(tmp_path):
+    lengths = "int64[batch]{1..time}"
+    specs = {**SPECS, "lengths": lengths, "others": lengths}
+    x = np.random.default_rng(2).standard_normal((3, 7, 3)).astype(np.float32)
+    feeds = {"x": x, "lengths": np.array([4, 1, 6]), "others": np.array([2, 3, 1])}
+    expected, found, model = answers(tmp_path, PacksTwice(), specs, feeds)
+    for a, b in zip(expected, found.values(), strict=True):
+        assert b.shape == tuple(a.shape) and np.abs(b - a.numpy()).max() <= 1e-6
+    shapes = declared(model)
+    assert (shapes["output_0"], shapes["output_1"]) == (["batch", "longest", 4], ["batch", "longest_1", 2])
+
+
+@pytest.mark.parametrize("time_major", [False, True])
+@pytest.mark.parametrize("cell", [nn.GRU, nn.LSTM])
+def test_a_state_that_is_left_out_is_zero_at_every_batch(tmp_path, cell, time_major):
+    torch.manual_seed(7)
+    net = cell(3, 4, 2, bidirectional=True, batch_first=not time_major)
+    torch.save(net.state_dict(), tmp_path / "net.pt")
+    seqexport.export(tmp_path / "net.pt", choices=seqexport.Choices(time_major=time_major))
+    session = onnxruntime.InferenceSession(tmp_path / "net.onnx")
+    names = [value.name for value in session.get_overridable_initializers()]
+    assert names == (["h0"] if cell is nn.GRU else ["h0", "c0"])
+    for batch, time in ((1, 1), (3, 5), (5, 3), (2, 1)):
+        x = torch.randn((time, batch, 3) if time_major else (batch, time, 3))
+        state = torch.randn(len(names), 4, batch, 4)
+        for given in (None, state):
+            feeds = {} if given is None else {name: given[place].numpy() for place, name in enumerate(names)}
+            with torch.no_grad():
+                y, after = net(x, None if given is None else given[0] if len(names) == 1 else tuple(given))
+            found = session.run(None, {"x": x.numpy(), **feeds})
+            for a, b in zip([y, *([after] if len(names) == 1 else after)], found, strict=True):
+                assert b.shape == tuple(a.shape) and np.abs(b - a.numpy()).max() <= 1e-6
+    inside = {output for node in onnx.load(tmp_path / "net.onnx").graph.node for output in node.output}
+    assert {"h0_batch", "h0_shape", "h0_expanded"} <= inside
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("s0", "batch"),
+        ("s0 + s1", "batch + time"),
+        ("s0*s1//s0", "time"),
+        ("s0*s1//2", "batch*time//2"),
+        ("Max(1, s0)//s1", "Max(1, batch)//time"),
+        ("s77", "s77"),
+    ],
+)
+def test_sizes_are_told_in_the_names_of_the_dims(text, expected):
+    assert graphs._renamed(ir.SymbolicDim(text), {"s0": "batch", "s1": "time"}) == expected
+    assert graphs._renamed(7, {}) == 7 and graphs._renamed(ir.SymbolicDim(None), {}) is None

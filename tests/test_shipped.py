@@ -10,7 +10,7 @@ import pytest
 import seqexport
 from seqexport.deployment import model_card
 from seqexport.reports import Outcome, Report
-from training import measure, publish
+from training import publish
 
 EXPORTED = publish.ROOT / "exported"
 MODELS = {model.name: model for model in publish.MODELS}
@@ -118,14 +118,3 @@ def test_a_block_is_replaced_between_its_markers_and_only_there(tmp_path):
     )
     with pytest.raises(seqexport.FileError, match="no block"):
         publish.write_block(page, "z", "")
-
-
-def test_taking_turns_runs_every_call_in_every_round():
-    calls = {"a": 0, "b": 0}
-
-    def call(name):
-        calls[name] += 1
-
-    seconds = measure.taking_turns({name: lambda name=name: call(name) for name in calls}, rounds=4)
-    assert calls == {"a": 6, "b": 6}
-    assert set(seconds) == {"a", "b"}

@@ -17,6 +17,7 @@ import io
 import json
 import re
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from seqexport.reports import Report
 from seqexport.specs import CELLS, Cell
 from training import chargen, forecasting, sentiment
 from training import data as datasets
+from training.samples import written_samples
 
 ROOT = Path(__file__).resolve().parents[1]
 SEED = 0
@@ -67,7 +69,9 @@ def publish(folder: Path, model: Model, keep_weights: bool) -> tuple[Mapping[str
     path = folder / "checkpoint.pt"
     if not keep_weights:
         model.train(model.cell, model.data, path, seed=SEED, threads=model.threads)
-    report = export(path)
+    with tempfile.TemporaryDirectory() as name:  # int8 is held to the metric of the part that chose the weights
+        samples = written_samples(Path(name), read_checkpoint(path).task or "", model.data, "validation")
+        report = export(path, precision="fp32,int8", data=samples)
     content = report.to_dict()
     del content["seconds"]  # the only thing in it that another run would change
     report_file = json.dumps(content, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
