@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from seqexport.peers import RowsAlone
+from seqexport.peers import RowsAlone, evaluator
 from seqexport.sources import first_line
 from seqexport.specs import TensorSpec
 from seqexport.verification import difference
@@ -70,9 +70,7 @@ class Reference:
         self.inputs, self.declared, self.reason = inputs, declared, ""
         self.rows = RowsAlone.of(inputs)
         try:
-            from onnx.reference import ReferenceEvaluator
-
-            self.session: Any = ReferenceEvaluator(str(path))
+            self.session: Any = evaluator(path)
         except Exception as error:  # operators that it has not
             self.session, self.reason = None, first_line(error)
 

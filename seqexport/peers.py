@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import itertools
 import os
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -174,11 +175,9 @@ class Reference(Runtime):
     name = "reference"
 
     def __init__(self, path: Path) -> None:
-        from onnx.reference import ReferenceEvaluator
-
         self.inputs, self.output_names, self.metadata, self.declared = _described(parse_onnx(path))
         try:
-            self.session: Any = ReferenceEvaluator(str(path))
+            self.session: Any = evaluator(path)
         except Exception as error:  # operators that it has not
             raise UnsupportedError(f"onnx's evaluator can't run {path} ({first_line(error)}).") from error
         self.rows = RowsAlone.of(self.inputs)
@@ -188,6 +187,26 @@ class Reference(Runtime):
             return self.session.run(list(self.output_names), feeds)
 
         return run(feeds) if self.rows is None else self.rows.run(run, feeds, list(self.declared.values()))
+
+
+def evaluator(path: Path) -> Any:
+    """onnx's reference evaluator of a file. It takes an output that is left out, whose name is empty, for the value of
+    every input that is left out after it: here each has a name."""
+    from onnx.reference import ReferenceEvaluator
+
+    model = parse_onnx(path)
+    _name_left_out(model.graph, itertools.count())
+    return ReferenceEvaluator(model)
+
+
+def _name_left_out(graph: onnx.GraphProto, count: Iterator[int]) -> None:
+    for node in graph.node:
+        for place, name in enumerate(node.output):
+            if not name:
+                node.output[place] = f"left_out_{next(count)}"
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                _name_left_out(attribute.g, count)
 
 
 class RowsAlone:

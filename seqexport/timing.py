@@ -154,14 +154,14 @@ def take_turns(
 
 
 def _warm_up(job: Job, enough: float, clock: Callable[[], float]) -> float:
-    """The seconds of a second call, or of the first, where that was long already."""
-    taken = 0.0
+    """The seconds of a second call, or of the first, where that was long already or there is no time left."""
     with job.ready():
         for _ in range(2):
-            if taken < enough:
-                start = clock()
-                job.call(0)
-                taken = clock() - start
+            start = clock()
+            job.call(0)
+            taken = clock() - start
+            if taken >= enough:
+                break
     return taken
 
 

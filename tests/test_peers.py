@@ -102,8 +102,11 @@ def test_a_loop_writes_the_text_of_torch(exported_texts, settings, batch, time):
     torch_ = seqexport.load(path, pipeline="generate")
     sizes = {"batch": batch, "time": time, "steps": 40}
     feeds = {spec.name: spec.sample(sizes, rng) for spec in torch_.inputs if not spec.optional or spec.name[1:] == "0"}
+    expected = torch_.run(feeds | settings)
     for loop in loops(path, "generate"):
-        assert_same(torch_.run(feeds | settings), loop.run(feeds | settings))
+        assert_same(expected, loop.run(feeds | settings))
+    evaluator = seqexport.load(path.with_suffix(".onnx"), "reference", pipeline="generate")
+    assert_same(expected, evaluator.run(feeds | settings))
 
 
 def test_a_network_alone_classifies_each_text_without_its_padding(exported_texts):

@@ -115,6 +115,14 @@ def test_there_is_one_round_however_short_the_time():
     assert (ratio.value, ratio.low, ratio.high) == (pytest.approx(3), None, None)
 
 
+@pytest.mark.parametrize("seconds", [0.0, 1e-9])
+def test_without_any_time_left_each_is_called_twice_and_no_more(seconds):
+    clock, log = Clock(), []
+    measured = take_turns({name: clock.job(1.0, log, name) for name in "ab"}, seconds, ["a"], clock=clock)
+    assert sorted(name for _, name in log) == ["a", "a", "b", "b"]  # to warm up, and in the one round
+    assert [taken.calls for taken in measured.times.values()] == [1, 1]
+
+
 def test_a_slow_one_leaves_the_time_to_the_others():
     clock = Clock()
     jobs = {"slow": clock.job(1.0), "a": clock.job(0.01), "b": clock.job(0.02)}
