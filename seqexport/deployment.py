@@ -69,7 +69,7 @@ One training run, seed {checkpoint.metrics["seed"]}, {_minutes(checkpoint.metric
 |---|---|---|
 {_errors(report)}
 
-## Files
+{_int8(report)}## Files
 | file | what |
 |---|---|
 | checkpoint.pt | weights, description, preprocessing and metrics, loadable with `weights_only=True` |
@@ -229,8 +229,22 @@ def _files(report: Report) -> str:
     lines = []
     for file in report.files:
         what = "network" if file.part == "network" else f"pipeline {file.part}"
-        lines.append(f"| {Path(file.path).name} | the {what}, opset {file.opset}, {file.nodes} nodes |")
+        form = "in int8, " if file.int8_bytes else ""
+        lines.append(f"| {Path(file.path).name} | the {what}, {form}opset {file.opset}, {file.nodes} nodes |")
     return "\n".join(lines)
+
+
+def _int8(report: Report) -> str:
+    """A section on the int8 files; nothing where there are none."""
+    sizes = {precise: sum(f.bytes for f in report.files if bool(f.int8_bytes) != precise) for precise in (True, False)}
+    if not sizes[False]:
+        return ""
+    share = f"The int8 files have {sizes[False] / sizes[True]:.2f} of the float32 files' bytes."
+    rows = [(tried.part, tried.name.removeprefix("int8 "), tried.error, tried.allowed) for tried in report.properties]
+    marks = [(part, name, f"{error:.1e}", f"{allowed:g}") for part, name, error, allowed in rows]
+    notes = [note for tried in report.properties if tried.name == "task metric" for note in tried.notes]
+    measured = "".join(f" On the validation part, the {note}." for note in notes)
+    return f"## int8\n{share}{measured}\n\n{_table(('graph', 'beside float32', 'difference', 'allowed'), marks)}\n\n"
 
 
 def results_table(models: Mapping[str, tuple[Mapping[str, Any], float]]) -> str:

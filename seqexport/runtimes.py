@@ -35,6 +35,7 @@ JSON_METADATA = (
     "verification",
     "quantization",
 )
+LOOPS = ("forecast", "generate")
 PLAIN = ("torch", "onnxruntime", "onnxruntime-int8")
 
 
@@ -154,14 +155,19 @@ def filled(specs: Sequence[TensorSpec], feeds: Mapping[str, np.ndarray]) -> dict
 
 
 class OnnxRuntime(Runtime):
-    """Runs an ONNX file, or its bytes, in onnxruntime on the CPU, on `threads` threads."""
+    """Runs an ONNX file, or its bytes, in onnxruntime on the CPU, on `threads` threads.
+
+    arena: whether memory that was freed is kept for the next call. Without it a loop's small buffers cost less, and
+    large batches more (DECISIONS.md has the figures): `load` leaves it off for pipelines that loop.
+    """
 
     name = "onnxruntime"
 
-    def __init__(self, model: Path | bytes, *, threads: int = 1) -> None:
+    def __init__(self, model: Path | bytes, *, threads: int = 1, arena: bool = True) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
+        options.enable_cpu_mem_arena = arena
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         # Below this severity onnxruntime warns of every optional state, which is there on purpose.
@@ -303,7 +309,8 @@ def load(
         if isolated:
             open_apart(path)
         return _load_torch(path, pipeline, threads, onednn)
-    return OnnxRuntime(located(path, pipeline, isolated, runtime == "onnxruntime-int8"), threads=threads)
+    path = located(path, pipeline, isolated, runtime == "onnxruntime-int8")
+    return OnnxRuntime(path, threads=threads, arena=onnx_metadata(path).get("part") not in LOOPS)
 
 
 def located(path: Path, pipeline: str | None, isolated: bool = False, int8: bool = False) -> Path:
