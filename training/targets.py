@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,6 +42,7 @@ from training.samples import written_samples
 SECONDS = 60.0
 HORIZON, CONTEXT = 50, 132  # steps of the forecast, and values that it reads
 HELP_RUNS = 15
+RUNTIMES = ("torch", "torch-compile", "onnxruntime", "onnxruntime-int8", "openvino")  # onnx's evaluator is no peer
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ def generating(folder: Path, seconds: float) -> Iterator[Target]:
             path = generator(folder, hidden, size)
             seqexport.export(path, precision="fp32,int8" if precision == "int8" else "fp32")
             runtime = "onnxruntime-int8" if precision == "int8" else "onnxruntime"
-            (model,) = compare(path, scenarios=("pipeline",), seconds=2 * seconds).models
+            (model,) = compare(path, runtimes=RUNTIMES, scenarios=("pipeline",), seconds=2 * seconds).models
             for table in model.tables:
                 row = only(table, runtime)
                 asked = not table.key.endswith("top-p") and size == 80
@@ -133,7 +135,7 @@ def forecasting(folder: Path, seconds: float) -> Iterator[Target]:
     """A forecast of 50 steps in the graph, beside step loops and beside a window that is read again at every step."""
     path = forecaster(folder)
     seqexport.export(path)
-    (model,) = compare(path, scenarios=("pipeline",), seconds=seconds).models
+    (model,) = compare(path, runtimes=RUNTIMES, scenarios=("pipeline",), seconds=seconds).models
     table = next(table for table in model.tables if table.key == "forecast")
     row = only(table, "onnxruntime")
     what = f"forecast of {HORIZON} steps, GRU 2×32 (untrained), in-graph"
@@ -183,8 +185,8 @@ def classifying(seconds: float) -> Iterator[Target]:
         for language in ("en", "zh"):
             data = written_samples(Path(folder), "classify", f"reviews-{language}", "test")
             path = ROOT / "exported" / f"sentiment-{language}" / "checkpoint.pt"
-            asked = ("torch", "torch-compile", "onnxruntime", "onnxruntime-int8", "openvino")
-            (model,) = compare(path, runtimes=asked, scenarios=("pipeline",), seconds=4 * seconds, data=data).models
+            options: dict[str, Any] = {"scenarios": ("pipeline",), "seconds": 4 * seconds, "data": data}
+            (model,) = compare(path, runtimes=RUNTIMES, **options).models
             (table,) = model.tables
             best = only(table, "onnxruntime.*")
             way = next(way for way in sorted(WAYS, key=len, reverse=True) if best.label.endswith(way))
