@@ -27,7 +27,7 @@ from seqexport.int8 import RECURRENT, Int8Model, to_int8
 from seqexport.isolation import check_structure, open_apart, parse_onnx
 from seqexport.metrics import Samples, read_samples, task_metric
 from seqexport.reports import Property, Report, WrittenFile
-from seqexport.runtimes import OnnxRuntime, check_pair, int8_path, onnx_metadata, pipeline_path
+from seqexport.runtimes import OnnxRuntime, check_pair, int8_path, network_path, onnx_metadata, pipeline_path
 from seqexport.specs import PIPELINES, NetworkSpec, TensorSpec, dynamic_dims
 from seqexport.verification import Case, Plan, Subject, plan
 
@@ -242,8 +242,9 @@ def agreement(file: Path, int8: Path) -> tuple[Property, ...]:
     source, reference = Source(file, file, int8), OnnxRuntime(file)
     subject = _subject(reference, _whole(source))
     metadata = onnx_metadata(int8)
-    beside = pipeline_path(int8, str(metadata.get("task"))) if metadata.get("part") == "network" else None
-    verdicts = [metadata, *([onnx_metadata(beside)] if beside and beside.is_file() else [])]
+    other = pipeline_path if metadata.get("part") == "network" else network_path
+    beside = other(int8, str(metadata.get("task")))
+    verdicts = [metadata, *([onnx_metadata(beside)] if beside.is_file() else [])]
     gates = [found["verification"].get("gate") for found in verdicts if isinstance(found.get("verification"), dict)]
     measured = any(gate != WITHOUT_METRIC for gate in gates)
     return _Agreement(subject, reference, OnnxRuntime(int8)).over(_plan(subject, reference, file).cases, measured)

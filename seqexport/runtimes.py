@@ -364,7 +364,7 @@ def pipeline_path(network_path: Path, pipeline: str) -> Path:
     return network_path.with_name(f"{stem}.{pipeline}{int8}{network_path.suffix}")
 
 
-def _network_path(path: Path, pipeline: str) -> Path:
+def network_path(path: Path, pipeline: str) -> Path:
     """What pipeline_path made the path of, or the path itself."""
     stem, int8 = _stem(path)
     return path.with_name(stem.removesuffix(f".{pipeline}") + int8 + path.suffix)
@@ -405,7 +405,7 @@ def check_pair(path: Path) -> None:
     if "checkpoint_sha256" not in mine or "task" not in mine:
         return
     task = mine["task"]
-    other = (pipeline_path if mine.get("part") == "network" else _network_path)(path, task)
+    other = (pipeline_path if mine.get("part") == "network" else network_path)(path, task)
     if other == path or not other.is_file():
         return
     theirs = onnx_metadata(other).get("checkpoint_sha256", "none")

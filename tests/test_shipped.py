@@ -9,7 +9,9 @@ import pytest
 
 import seqexport
 from seqexport.deployment import model_card
+from seqexport.quantization import agreement
 from seqexport.reports import Outcome, Report
+from seqexport.runtimes import int8_path, pipeline_path
 from training import publish
 
 EXPORTED = publish.ROOT / "exported"
@@ -95,7 +97,18 @@ def test_what_is_shipped_stays_small_and_holds_nobodys_text():
     assert max(path.stat().st_size for path in files) < 10_000_000
     assert sum(path.stat().st_size for path in files) < 100_000_000
     kinds = {path.name.partition(".")[2] for path in files}
-    assert kinds == {"pt", "onnx", "forecast.onnx", "classify.onnx", "generate.onnx", "json", "md", "csv"}
+    parts = ("", "forecast.", "classify.", "generate.")
+    assert kinds == {*("pt", "json", "md", "csv"), *(f"{part}{form}onnx" for part in parts for form in ("", "int8."))}
+
+
+@pytest.mark.parametrize("name", [model.name for model in publish.MODELS])
+def test_int8_is_of_the_files_beside_it_and_near_them(name):
+    path = EXPORTED / name / "checkpoint.onnx"
+    task = seqexport.load(path).metadata["task"]
+    for file in (path, pipeline_path(path, task)):
+        int8 = seqexport.load(file, "onnxruntime-int8")  # which refuses one that was made of another file
+        assert int8.metadata["verification"]["passed"]
+        assert all(tried.held for tried in agreement(file, int8_path(file)))
 
 
 def test_the_shipped_series_is_whole():
