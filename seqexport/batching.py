@@ -51,6 +51,7 @@ def pad(rows: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
 def probabilities(model: Runtime, rows: Sequence[np.ndarray], batches: Sequence[np.ndarray]) -> np.ndarray:
     """Numbers of texts, and which go together → the probabilities, float32 [texts, classes], in the texts' order."""
     answers: np.ndarray | None = None
+    model = model.only("probabilities")
     with model.ready():
         for batch in batches:
             found = np.asarray(model.call(model.native(pad([rows[place] for place in batch])))[0])

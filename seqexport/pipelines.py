@@ -183,7 +183,10 @@ class Classify(Pipeline):
             logits = answer(y)
         last = torch.minimum(steps, lengths - 1).unsqueeze(2)  # (T, B, 1)
         running = torch.softmax(logits, -1).gather(0, last.expand(-1, -1, logits.shape[2]))  # (T, B, C)
-        return running[-1], running.transpose(0, 1)
+        if self.network.spec.pooling != "max":
+            return running[-1], running.transpose(0, 1)
+        # On a path of its own, so that whoever wants no running maximum need not wait for its loop.
+        return torch.softmax(answer(_highest(y, steps, lengths)), -1), running.transpose(0, 1)
 
     def logits(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """tokens (B, T), lengths (B) → the head's answers to the whole texts (B, C), with dropout while training."""
@@ -191,11 +194,10 @@ class Classify(Pipeline):
         rows = lengths if self.network.spec.bidirectional else None  # reading forward, no step sees what follows it
         y, _ = read(tokens.transpose(0, 1), self.network.zero_state(tokens.shape[0]), rows)  # (T, B, H)
         steps = torch.arange(tokens.shape[1], device=tokens.device).unsqueeze(1)
-        inside = (steps < lengths).unsqueeze(2)  # (T, B, 1)
         if self.network.spec.pooling == "mean":
-            pooled = (y * inside).sum(0) / lengths.unsqueeze(1)
+            pooled = (y * (steps < lengths).unsqueeze(2)).sum(0) / lengths.unsqueeze(1)
         elif self.network.spec.pooling == "max":
-            pooled = y.masked_fill(~inside, -torch.inf).amax(0)
+            pooled = _highest(y, steps, lengths)
         else:
             pooled = y.gather(0, (lengths - 1)[None, :, None].expand(-1, -1, y.shape[2]))[0]
         return answer(self.network.dropout(pooled))  # (B, C)
@@ -348,6 +350,11 @@ def _cumulative_of_likeliest(p: Tensor, count: Tensor, top_p: Tensor) -> Tensor:
     least = torch.where(stays, ordered, ordered[..., :1]).amin(-1, keepdim=True)
     cumulative = torch.where(p >= least, p, 0.0).cumsum(-1)
     return cumulative / cumulative[..., -1:]
+
+
+def _highest(y: Tensor, steps: Tensor, lengths: Tensor) -> Tensor:
+    """y (T, B, H), steps (T, 1), lengths (B) → the maximum over each text's own steps (B, H)."""
+    return y.masked_fill((steps >= lengths).unsqueeze(2), -torch.inf).amax(0)
 
 
 def _running_maximum(carry: Carry, y: Tensor) -> tuple[Carry, Tensor]:

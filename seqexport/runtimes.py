@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import os
 import warnings
@@ -56,6 +57,10 @@ class Runtime:
     def run(self, feeds: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """{input name: array} → {output name: array}. Raises InputError for values that do not fit the inputs."""
         return dict(zip(self.output_names, self._run(check_feeds(self.inputs, feeds)), strict=True))
+
+    def only(self, *names: str) -> Runtime:
+        """The runtime, asked for no more than these outputs, where it has a way to spare the others."""
+        return self
 
     def _run(self, feeds: dict[str, np.ndarray]) -> Sequence[np.ndarray]:
         raise NotImplementedError
@@ -179,6 +184,7 @@ class OnnxRuntime(Runtime):
             what = model if isinstance(model, Path) else "The model"
             reason = str(error).splitlines()[0]
             raise FileError(f"{what} could not be loaded by onnxruntime ({reason}); expected an ONNX model.") from error
+        self._options: Any = None
         self.metadata = parse_metadata(self.session.get_modelmeta().custom_metadata_map)
         self.name = "onnxruntime-int8" if self.metadata.get("precision") == "int8" else "onnxruntime"
         known = network_inputs(self.metadata)
@@ -192,9 +198,18 @@ class OnnxRuntime(Runtime):
         self.output_names = tuple(value.name for value in self.session.get_outputs())
         self.declared = {value.name: value.shape for value in self.session.get_outputs()}
 
+    def only(self, *names: str) -> OnnxRuntime:
+        """The same session, of which only these outputs are asked, and only what they need is computed."""
+        from onnxruntime import RunOptions
+
+        chosen = copy.copy(self)
+        chosen.output_names, chosen._options = names, RunOptions()
+        chosen._options.only_execute_path_to_fetches = True
+        return chosen
+
     def _run(self, feeds: dict[str, np.ndarray]) -> Sequence[np.ndarray]:
         try:
-            return self.session.run(self.output_names, feeds)
+            return self.session.run(self.output_names, feeds, self._options)
         except Exception as error:  # onnxruntime's exceptions have no common base
             shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
             raise InputError(f"onnxruntime could not run {shapes}: {str(error).splitlines()[0]}") from error
