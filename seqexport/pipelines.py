@@ -238,24 +238,18 @@ class Generate(Pipeline):
         count = torch.where(top_k > 0, top_k.clamp(max=size), size)
         filtered = torch.logical_or(top_k > 0, top_p < 1)
 
-        def writing(cumulative: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[..., State]:
-            def step(carry: Carry, u: Tensor) -> tuple[Carry, Tensor]:
-                y, carried = read_one(carry[0], carry[1:])
-                p = torch.softmax(answer(y).double() * sharpness, -1)  # (1, B, V)
-                token = (cumulative(p, count, top_p) <= u).sum(-1)  # (1, B), below V since u is below 1
-                return [token, *carried], token.clone()
-
-            def write(us: Tensor, *carry: Tensor) -> State:
-                (_, *after), tokens = scan(step, list(carry), us)
-                return tokens, *after
-
-            return write
+        # The choice stays within the loop: a loop within a choice is two graphs deep, where onnxruntime no longer packs
+        # the weights beforehand, but at every step.
+        def step(carry: Carry, u: Tensor) -> tuple[Carry, Tensor]:
+            y, carried = read_one(carry[0], carry[1:])
+            p = torch.softmax(answer(y).double() * sharpness, -1)  # (1, B, V)
+            cumulative = choose(filtered, _cumulative_of_likeliest, _cumulative, (p, count, top_p))
+            token = (cumulative <= u).sum(-1)  # (1, B), below V since u is below 1
+            return [token, *carried], token.clone()
 
         last = prompt[:, -1].clone(memory_format=torch.contiguous_format)  # what a scan carries keeps its layout
         us = uniforms.clamp(0.0, BELOW_ONE).double().transpose(0, 1)[:, None, :, None]  # (N, 1, B, 1)
-        # Two loops, of which one is run, since a choice within the loop is paid for at every step.
-        started = (us, last.unsqueeze(0), *before)
-        tokens, *after = choose(filtered, writing(_cumulative_of_likeliest), writing(_cumulative), started)  # (N, 1, B)
+        (_, *after), tokens = scan(step, [last.unsqueeze(0), *before], us)  # (N, 1, B)
         return tokens.squeeze(1).transpose(0, 1), *steps.together(after)
 
     def _before_last(self, prompt: Tensor, state: State) -> State:

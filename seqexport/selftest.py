@@ -243,7 +243,8 @@ def _has_locale() -> bool:
 
 def _probe_openvino(say: Say) -> None:
     openvino = _imported(say, "openvino")
-    lstm = openvino.Core().compile_model(openvino.Core().read_model(_model().SerializeToString()), "CPU")
+    core, options = openvino.Core(), {"INFERENCE_PRECISION_HINT": "f32"}  # as the runtime here asks; some take bfloat16
+    lstm = core.compile_model(core.read_model(_model().SerializeToString()), "CPU", options)
     found = lstm(_feeds())
     say(output=_flat(*(found[name] for name in ("y", "hn", "cn"))))
 

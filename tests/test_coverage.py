@@ -170,6 +170,7 @@ def test_readme_counts_the_grid_and_all_that_was_measured_is_right():
         assert ours[1] >= shared[1]
 
 
+@pytest.mark.slow
 def test_a_run_that_was_cut_off_goes_on_from_its_journal(tmp_path):
     file, tasks = tmp_path / "journal", [(one, "seqexport") for one in grid()[:2]]
     first = coverage.measure(tasks[:1], 1, math.inf, Journal(file))

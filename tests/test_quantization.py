@@ -608,7 +608,11 @@ SAMPLES = {
 }
 
 
-@pytest.mark.parametrize("name", sorted(folder.name for folder in SHIPPED.iterdir() if folder.is_dir()))
+SLOW = ("characters-zh", "characters-en")
+NAMES = sorted(folder.name for folder in SHIPPED.iterdir() if folder.is_dir())
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in NAMES])
 def test_shipped_models_are_within_both_gates(name, tmp_path):
     source = SHIPPED / name / "checkpoint.onnx"
     report = seqexport.quantize(source, tmp_path / "q.onnx")

@@ -83,6 +83,7 @@ def test_an_untrained_generator_passes_its_gate_and_has_that_many_tokens(tmp_pat
     assert 30 < len(np.unique(written)) < 300  # neither always the same, nor drawn evenly
 
 
+@pytest.mark.slow
 def test_the_cost_of_steps_sizes_and_a_soak_is_told_and_drawn(quick, tmp_path, monkeypatch):
     path = targets.generator(tmp_path, 32, 40)
     seqexport.export(path, precision="fp32,int8")
