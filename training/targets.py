@@ -112,7 +112,9 @@ def generating(folder: Path, seconds: float) -> Iterator[Target]:
             path = generator(folder, hidden, size)
             seqexport.export(path, precision="fp32,int8" if precision == "int8" else "fp32")
             runtime = "onnxruntime-int8" if precision == "int8" else "onnxruntime"
-            (model,) = compare(path, runtimes=RUNTIMES, scenarios=("pipeline",), seconds=2 * seconds).models
+            (model,) = compare(
+                path, runtimes=RUNTIMES, scenarios=("pipeline",), seconds=(6 if size == 80 else 2) * seconds
+            ).models
             for table in model.tables:
                 row = only(table, runtime)
                 asked = not table.key.endswith("top-p") and size == 80
