@@ -145,8 +145,15 @@ class TorchCompile(TorchRuntime):
         super().__init__(_compiled(module), *arguments, **options)
 
 
+RECOMPILED = 256  # programs of one function, of which every model's step and head is another
+
+
 def _compiled(module: Any) -> Any:
     import torch
+    from torch._dynamo import config
+
+    # Beyond the limit, 8 unless set, torch quietly runs the function as it is, which would be no compiled peer.
+    config.recompile_limit = max(config.recompile_limit, RECOMPILED)
 
     def compile_(function: Any) -> Any:
         with warnings.catch_warnings():  # torch warns of what its own compiler still uses
