@@ -110,7 +110,7 @@ def params(nets):
             net,
             id=net.name,
             marks=[
-                *([pytest.mark.slow] if net.slow or place % 4 else []),  # the default run has to stay short
+                *([pytest.mark.slow] if net.slow or place % 6 else []),  # the default run has to stay short
                 *([pytest.mark.filterwarnings(f"ignore:{net.warns}")] if net.warns else []),
             ],
         )
