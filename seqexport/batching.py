@@ -8,7 +8,7 @@ import numpy as np
 
 from seqexport.errors import UnsupportedError
 from seqexport.runtimes import Runtime
-from seqexport.text import Vocabulary
+from seqexport.text import Vocabulary, pad
 
 # Texts of a batch; the reason is in DECISIONS.md, with what other sizes gave.
 BATCH = 32
@@ -39,22 +39,14 @@ def encode(vocabulary: Vocabulary, texts: Sequence[str]) -> list[np.ndarray]:
     return [np.array(vocabulary.encode(text), np.int64) for text in texts]
 
 
-def pad(rows: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-    """Numbers of texts → tokens int64 [batch, time], 0 after a text's end, and lengths int64 [batch]."""
-    lengths = np.array([len(row) for row in rows], np.int64)
-    tokens = np.zeros((len(rows), lengths.max()), np.int64)
-    for place, row in zip(tokens, rows, strict=True):
-        place[: len(row)] = row
-    return {"tokens": tokens, "lengths": lengths}
-
-
 def probabilities(model: Runtime, rows: Sequence[np.ndarray], batches: Sequence[np.ndarray]) -> np.ndarray:
     """Numbers of texts, and which go together → the probabilities, float32 [texts, classes], in the texts' order."""
     answers: np.ndarray | None = None
     model = model.only("probabilities")
     with model.ready():
         for batch in batches:
-            found = np.asarray(model.call(model.native(pad([rows[place] for place in batch])))[0])
+            tokens, lengths = pad([rows[place] for place in batch])
+            found = np.asarray(model.call(model.native({"tokens": tokens, "lengths": lengths}))[0])
             if answers is None:
                 answers = np.empty((len(rows), found.shape[1]), found.dtype)
             answers[batch] = found
@@ -69,7 +61,8 @@ def classify(model: Runtime, texts: Sequence[str], *, size: int = BATCH) -> np.n
     labels.
     size: texts that are read at once, of about the same length; padding changes no answer.
 
-    Raises UnsupportedError for a model that is no classifier of texts, and InputError for a text with half a character.
+    Raises UnsupportedError for a model that is no classifier of texts, SpecError for one whose vocabulary is garbled,
+    and InputError for a text with half a character.
     """
     preprocessing = model.metadata.get("preprocessing", {})
     if model.metadata.get("task") != "classify" or "lengths" not in {spec.name for spec in model.inputs}:
@@ -77,8 +70,8 @@ def classify(model: Runtime, texts: Sequence[str], *, size: int = BATCH) -> np.n
             f"The model is {model.metadata.get('task', 'of no task')!r}; expected a classifier's pipeline: load the "
             'file with pipeline="classify".'
         )
-    labels = len(preprocessing["labels"])
+    vocabulary = Vocabulary.from_dict(preprocessing.get("vocabulary", {}))
     if not len(texts):
-        return np.empty((0, labels), np.float32)
-    rows = encode(Vocabulary.from_dict(preprocessing["vocabulary"]), texts)
+        return np.empty((0, len(preprocessing.get("labels", ()))), np.float32)
+    rows = encode(vocabulary, texts)
     return probabilities(model, rows, by_length([len(row) for row in rows], size))

@@ -130,12 +130,7 @@ class Vocabulary:
         """Texts → tokens int64 [batch, time], 0 after a text's end, and lengths int64 [batch]."""
         if not texts:
             raise InputError("There is no text; give at least one.")
-        rows = [self.encode(text) for text in texts]
-        lengths = np.array([len(row) for row in rows], dtype=np.int64)
-        tokens = np.zeros((len(rows), lengths.max()), dtype=np.int64)
-        for row, numbers in zip(tokens, rows, strict=True):
-            row[: len(numbers)] = numbers
-        return tokens, lengths
+        return pad([self.encode(text) for text in texts])
 
     def decode(self, numbers: Iterable[int]) -> str:
         """The text of the numbers: characters one after another, words with a blank between them."""
@@ -146,6 +141,15 @@ class Vocabulary:
         """The different tokens of the text that the model does not know, in their order."""
         tokens = self.split(text)
         return list(dict.fromkeys(t for t in tokens if t not in self.numbers and not self.encode(t)[0]))
+
+
+def pad(rows: Sequence[Sequence[int] | np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of texts → tokens int64 [batch, time], 0 after a text's end, and lengths int64 [batch]."""
+    lengths = np.array([len(row) for row in rows], dtype=np.int64)
+    tokens = np.zeros((len(rows), lengths.max()), dtype=np.int64)
+    for place, numbers in zip(tokens, rows, strict=True):
+        place[: len(numbers)] = numbers
+    return tokens, lengths
 
 
 def read_prompt(vocabulary: Vocabulary, prompt: str, window: int | None = None) -> tuple[np.ndarray, list[str]]:

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.mark.skipif(sys.platform != "linux", reason="it asks Linux for its memory")
 @pytest.mark.parametrize(
-    ("count", "exports", "seed"), [(6, 1, 11), pytest.param(600, 30, 12, marks=[pytest.mark.slow])]
+    ("count", "exports", "seed"), [(12, 1, 11), pytest.param(600, 30, 12, marks=[pytest.mark.slow])]
 )
 def test_spoilt_files_get_one_sentence_and_execute_nothing(count, exports, seed):
     options = ["--count", str(count), "--exports", str(exports), "--seed", str(seed)]
