@@ -435,8 +435,8 @@ class Loop(Runtime):
 
 
 def choose_token(logits: np.ndarray, u: np.ndarray, sharpness: float, top_k: int, top_p: float) -> np.ndarray:
-    """logits [batch, V], u float64 [batch, 1], 1 / temperature, and the settings → tokens [batch], by the arithmetic of
-    pipelines.Generate: from the logits on in float64."""
+    """logits [batch, V], u float64 [batch, 1], 1 / temperature, and the settings → tokens [batch], by the rules of
+    pipelines.Generate, in float64 from the logits on, which numpy does at no loss of time."""
     wide = logits.astype(np.float64) * sharpness
     p = np.exp(wide - wide.max(-1, keepdims=True))
     p /= p.sum(-1, keepdims=True)

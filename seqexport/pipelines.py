@@ -207,6 +207,8 @@ class Classify(Pipeline):
 BELOW_ONE = 1 - 2**-24
 # Stands for a temperature of 0, at which only the likeliest token is left.
 COLDEST = 1e-6
+# So many of the likeliest tokens are sorted first; only where they don't settle top-k and top-p, all are.
+LIKELIEST = 128
 
 
 class Generate(Pipeline):
@@ -232,9 +234,7 @@ class Generate(Pipeline):
         steps, read_one = self.network.as_steps()
         before = steps.apart(self._before_last(prompt, state or self.network.zero_state(prompt.shape[0])))
         size = self.network.spec.vocabulary or 0
-        # From the logits on in float64: with thousands of tokens the rounding of a float32 sum of their probabilities
-        # picks another token ten times as often as the rounding of the logits does.
-        sharpness = 1 / temperature.double().clamp(min=COLDEST)
+        sharpness = 1 / temperature.clamp(min=COLDEST)
         count = torch.where(top_k > 0, top_k.clamp(max=size), size)
         filtered = torch.logical_or(top_k > 0, top_p < 1)
 
@@ -242,9 +242,11 @@ class Generate(Pipeline):
         # the weights beforehand, but at every step.
         def step(carry: Carry, u: Tensor) -> tuple[Carry, Tensor]:
             y, carried = read_one(carry[0], carry[1:])
-            p = torch.softmax(answer(y).double() * sharpness, -1)  # (1, B, V)
+            p = torch.softmax(answer(y) * sharpness, -1)  # (1, B, V)
             cumulative = choose(filtered, _cumulative_of_likeliest, _cumulative, (p, count, top_p))
-            token = (cumulative <= u).sum(-1)  # (1, B), below V since u is below 1
+            # Counted in float32, exact to 2**24 and several times as fast as integers.
+            below = cumulative <= u * cumulative[..., -1:]
+            token = below.float().sum(-1).long()  # (1, B), below V since u is below 1
             return [token, *carried], token.clone()
 
         last = prompt[:, -1].clone(memory_format=torch.contiguous_format)  # what a scan carries keeps its layout
@@ -272,11 +274,11 @@ class Generate(Pipeline):
         """prompt (B, T) and the settings → the cumulative distribution of the token after it (B, V), in float64."""
         read, answer = self.network.as_functions()
         y, _ = read(prompt.transpose(0, 1), state or self.network.zero_state(prompt.shape[0]))
-        p = torch.softmax(answer(y[-1]).double() / temperature.double().clamp(min=COLDEST), -1)
-        if top_k == 0 and top_p == 1:
-            return _cumulative(p, top_k, top_p)
+        p = torch.softmax(answer(y[-1]) / temperature.clamp(min=COLDEST), -1)
         size = p.shape[-1]
-        return _cumulative_of_likeliest(p, top_k.clamp(max=size) if top_k > 0 else torch.tensor(size), top_p)
+        likeliest = _cumulative if top_k == 0 and top_p == 1 else _cumulative_of_likeliest
+        sums = likeliest(p, top_k.clamp(max=size) if top_k > 0 else torch.tensor(size), top_p)
+        return sums / sums[..., -1:]
 
     @torch.no_grad()
     def margin(
@@ -327,23 +329,47 @@ def _log_odds(logits: Tensor) -> Tensor:
 
 
 def _cumulative(p: Tensor, count: Tensor, top_p: Tensor) -> Tensor:
-    """p (…, V) → its cumulative distribution."""
-    return p.cumsum(-1)
+    """p (…, V) → its sums, in float64, which is the cumulative distribution but for the last sum, that of all.
+
+    With thousands of tokens the rounding of a float32 sum picks another token ten times as often as the rounding of
+    the logits does; that of each probability, which is relative to it, does not.
+    """
+    return p.double().cumsum(-1)
 
 
 def _cumulative_of_likeliest(p: Tensor, count: Tensor, top_p: Tensor) -> Tensor:
-    """p (…, V) → the cumulative distribution of the tokens that top-k and top-p leave; equals of the last one stay.
+    """p (…, V) → the same of the tokens that top-k and top-p leave; equals of the last one stay."""
+    if p.shape[-1] <= LIKELIEST:
+        least = _least_of_all(p, p, count, top_p)
+    else:
+        first = p.topk(LIKELIEST, dim=-1).values
+        # Where top-k cuts behind these, its share is not known without the others.
+        whole = torch.logical_and(count >= p.shape[-1], _share(first) >= top_p * _share(p)).all()
+        settled = torch.logical_or(count <= LIKELIEST, whole)
+        least = choose(settled, _least_of_first, _least_of_all, (p, first, count, top_p))
+    return _cumulative(torch.where(p >= least, p, 0.0), count, top_p)
 
-    Exactly 1 from the last of them on, so that no u below 1 picks a token beyond it.
-    """
-    ordered = p.sort(dim=-1, descending=True).values
-    within = torch.where(torch.arange(p.shape[-1]) < count, ordered, 0.0)
+
+def _share(p: Tensor) -> Tensor:
+    """p (…, K) → the sum (…), in float64."""
+    return p.double().sum(-1)
+
+
+def _least_of_first(p: Tensor, first: Tensor, count: Tensor, top_p: Tensor) -> Tensor:
+    """p (…, V) and its likeliest in falling order (…, K) → the least probability that stays (…, 1)."""
+    within = torch.where(torch.arange(first.shape[-1]) < count, first, 0.0).double()
     shares = within.cumsum(-1)
+    share = shares[..., -1:]
+    if first.shape[-1] < p.shape[-1]:
+        share = torch.where(count < p.shape[-1], share, _share(p).unsqueeze(-1))
     # The first stays always; another one as long as those before it have less than the share asked for.
-    stays = torch.logical_and(shares - within < top_p * shares[..., -1:], within > 0)
-    least = torch.where(stays, ordered, ordered[..., :1]).amin(-1, keepdim=True)
-    cumulative = torch.where(p >= least, p, 0.0).cumsum(-1)
-    return cumulative / cumulative[..., -1:]
+    stays = torch.logical_and(shares - within < top_p * share, within > 0)
+    return torch.where(stays, first, first[..., :1]).amin(-1, keepdim=True)
+
+
+def _least_of_all(p: Tensor, first: Tensor, count: Tensor, top_p: Tensor) -> Tensor:
+    """The same of any number of tokens, which takes a sort of all of them."""
+    return _least_of_first(p, p.sort(dim=-1, descending=True).values, count, top_p)
 
 
 def _highest(y: Tensor, steps: Tensor, lengths: Tensor) -> Tensor:

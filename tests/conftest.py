@@ -51,7 +51,8 @@ def text_network(
 
 
 def characters(size: int = 30) -> Vocabulary:
-    return Vocabulary("character", (UNKNOWN, *"abcdefghijklmnopqrstuvwxyz .,!?"[: size - 1]))
+    signs = "abcdefghijklmnopqrstuvwxyz .,!?" + "".join(chr(0x4E00 + place) for place in range(max(0, size - 31)))
+    return Vocabulary("character", (UNKNOWN, *signs[: size - 1]))
 
 
 def save_generator(path, cell="lstm", vocabulary=30, edit=lambda preprocessing: None, **options):

@@ -9,10 +9,10 @@ import torch
 from conftest import PREPROCESSING, randomised, save_classifier, save_forecaster, save_generator, text_network
 
 import seqexport
-from seqexport import FileError, UnsupportedError, peers
+from seqexport import FileError, UnsupportedError, peers, pipelines
 from seqexport.networks import Network
 from seqexport.peers import Loop, OpenVino, Reference, choose_token
-from seqexport.pipelines import Generate
+from seqexport.pipelines import LIKELIEST, Generate, _least_of_all
 from seqexport.reports import TOLERANCE
 from seqexport.runtimes import OnnxRuntime
 from seqexport.specs import NetworkSpec
@@ -107,6 +107,38 @@ def test_a_loop_writes_the_text_of_torch(exported_texts, settings, batch, time):
         assert_same(expected, loop.run(feeds | settings))
     evaluator = seqexport.load(path.with_suffix(".onnx"), "reference", pipeline="generate")
     assert_same(expected, evaluator.run(feeds | settings))
+
+
+LARGE = 3 * LIKELIEST
+CUTS = {
+    "top-k within the likeliest": ({"top_k": 40}, True),
+    "top-k and top-p within them": ({"top_k": LIKELIEST, "top_p": 0.9}, True),
+    "top-p within them": ({"top_p": 0.2}, True),
+    "top-k beyond them": ({"top_k": LIKELIEST + 1}, False),
+    "top-p beyond them": ({"top_p": 0.999}, False),
+    "top-p of a top-k beyond them": ({"top_k": 2 * LIKELIEST, "top_p": 0.3}, False),
+}
+
+
+@pytest.fixture(scope="module")
+def many_tokens(tmp_path_factory):
+    """A generator that tells so many tokens apart that not all are sorted at every step."""
+    path = save_generator(tmp_path_factory.mktemp("large") / "net.pt", "lstm", vocabulary=LARGE)
+    seqexport.export(path)
+    return path
+
+
+@pytest.mark.parametrize("settings, settled", CUTS.values(), ids=CUTS)
+def test_few_of_many_tokens_are_left_as_a_sort_of_all_leaves_them(many_tokens, monkeypatch, settings, settled):
+    rng = np.random.default_rng(8)
+    feeds = {"prompt": rng.integers(0, LARGE, (2, 3)), "uniforms": rng.random((2, 30), np.float32), **settings}
+    sorts = []
+    monkeypatch.setattr(pipelines, "_least_of_all", lambda *of: sorts.append(1) or _least_of_all(*of))
+    expected = seqexport.load(many_tokens, pipeline="generate").run(feeds)
+    assert (not sorts) == settled
+    in_graph = seqexport.load(many_tokens.with_suffix(".onnx"), pipeline="generate")
+    for runtime in (in_graph, *loops(many_tokens, "generate")):
+        assert_same(expected, runtime.run(feeds))
 
 
 def test_a_network_alone_classifies_each_text_without_its_padding(exported_texts):
