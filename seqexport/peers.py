@@ -155,22 +155,26 @@ def _compiled(module: Any) -> Any:
     # Beyond the limit, 8 unless set, torch quietly runs the function as it is, which would be no compiled peer.
     config.recompile_limit = max(config.recompile_limit, RECOMPILED)
 
-    def compile_(function: Any) -> Any:
+    def compile_(function: Any, dynamic: bool) -> Any:
         with warnings.catch_warnings():  # torch warns of what its own compiler still uses
             warnings.simplefilter("ignore", DeprecationWarning)
-            return torch.compile(function, dynamic=True)
+            return torch.compile(function, dynamic=dynamic)
 
     if not hasattr(module, "network"):
-        return compile_(module)
+        return compile_(module, dynamic=True)
     network: Network = module.network
     read, answer = network.as_functions()
-    step, head = compile_(lambda x, state: read(x, state)), compile_(answer)
+    # A step has one shape. Made for any, the options of the recurrent call would be symbols too, which it refuses.
+    step, head = compile_(lambda x, state: read(x, state), dynamic=False), compile_(answer, dynamic=False)
+    steps, read_one = network.as_steps()
+    step_of_loop = compile_(lambda x, carried: read_one(x, carried), dynamic=False)
 
     def read_compiled(x: Any, state: Any, lengths: Any = None) -> Any:
         return step(x, state) if len(x) == 1 and lengths is None else read(x, state, lengths)
 
     pipeline, inner = copy.copy(module), copy.copy(network)
     inner.__dict__["as_functions"] = lambda: (read_compiled, head)
+    inner.__dict__["as_steps"] = lambda: (steps, step_of_loop)
     pipeline._modules = {**module._modules, "network": inner}
     return pipeline
 

@@ -234,7 +234,7 @@ class Generate(Pipeline):
         steps, read_one = self.network.as_steps()
         before = steps.apart(self._before_last(prompt, state or self.network.zero_state(prompt.shape[0])))
         size = self.network.spec.vocabulary or 0
-        sharpness = 1 / temperature.clamp(min=COLDEST)
+        sharpness = 1 / temperature.to(_precision(size)).clamp(min=COLDEST)
         count = torch.where(top_k > 0, top_k.clamp(max=size), size)
         filtered = torch.logical_or(top_k > 0, top_p < 1)
 
@@ -242,11 +242,10 @@ class Generate(Pipeline):
         # the weights beforehand, but at every step.
         def step(carry: Carry, u: Tensor) -> tuple[Carry, Tensor]:
             y, carried = read_one(carry[0], carry[1:])
-            p = torch.softmax(answer(y) * sharpness, -1)  # (1, B, V)
+            p = torch.softmax(answer(y).to(sharpness.dtype) * sharpness, -1)  # (1, B, V)
             cumulative = choose(filtered, _cumulative_of_likeliest, _cumulative, (p, count, top_p))
-            # Counted in float32, exact to 2**24 and several times as fast as integers.
-            below = cumulative <= u * cumulative[..., -1:]
-            token = below.float().sum(-1).long()  # (1, B), below V since u is below 1
+            below = u if size <= LIKELIEST else u * cumulative[..., -1:]  # the sum of float32s may be less than u
+            token = _count(cumulative <= below)  # (1, B), from 0 to V - 1
             return [token, *carried], token.clone()
 
         last = prompt[:, -1].clone(memory_format=torch.contiguous_format)  # what a scan carries keeps its layout
@@ -274,11 +273,10 @@ class Generate(Pipeline):
         """prompt (B, T) and the settings → the cumulative distribution of the token after it (B, V), in float64."""
         read, answer = self.network.as_functions()
         y, _ = read(prompt.transpose(0, 1), state or self.network.zero_state(prompt.shape[0]))
-        p = torch.softmax(answer(y[-1]) / temperature.clamp(min=COLDEST), -1)
-        size = p.shape[-1]
+        size = self.network.spec.vocabulary or 0
+        p = torch.softmax(answer(y[-1]).to(_precision(size)) / temperature.clamp(min=COLDEST), -1)
         likeliest = _cumulative if top_k == 0 and top_p == 1 else _cumulative_of_likeliest
-        sums = likeliest(p, top_k.clamp(max=size) if top_k > 0 else torch.tensor(size), top_p)
-        return sums / sums[..., -1:]
+        return likeliest(p, top_k.clamp(max=size) if top_k > 0 else torch.tensor(size), top_p)
 
     @torch.no_grad()
     def margin(
@@ -328,12 +326,20 @@ def _log_odds(logits: Tensor) -> Tensor:
     return before[:-1] - after[1:]
 
 
-def _cumulative(p: Tensor, count: Tensor, top_p: Tensor) -> Tensor:
-    """p (…, V) → its sums, in float64, which is the cumulative distribution but for the last sum, that of all.
+def _precision(size: int) -> torch.dtype:
+    """Of the probabilities of `size` tokens. They are always summed in float64: of thousands, the rounding of a float32
+    sum picks another token ten times as often as the rounding of the logits does. That of each one, which is relative
+    to it, does not, and thousands of exponentials in float64 would take as long as the network."""
+    return torch.float64 if size <= LIKELIEST else torch.float32
 
-    With thousands of tokens the rounding of a float32 sum picks another token ten times as often as the rounding of
-    the logits does; that of each probability, which is relative to it, does not.
-    """
+
+def _count(flags: Tensor) -> Tensor:
+    """How many along the last axis hold (…, K) → (…). Of many in float32, exact to 2**24 and several times as fast."""
+    return flags.sum(-1) if flags.shape[-1] <= LIKELIEST else flags.float().sum(-1).long()
+
+
+def _cumulative(p: Tensor, count: Tensor, top_p: Tensor) -> Tensor:
+    """p (…, V) → its cumulative distribution, in float64."""
     return p.double().cumsum(-1)
 
 
@@ -347,7 +353,8 @@ def _cumulative_of_likeliest(p: Tensor, count: Tensor, top_p: Tensor) -> Tensor:
         whole = torch.logical_and(count >= p.shape[-1], _share(first) >= top_p * _share(p)).all()
         settled = torch.logical_or(count <= LIKELIEST, whole)
         least = choose(settled, _least_of_first, _least_of_all, (p, first, count, top_p))
-    return _cumulative(torch.where(p >= least, p, 0.0), count, top_p)
+    sums = torch.where(p >= least, p, 0.0).double().cumsum(-1)
+    return sums / sums[..., -1:]
 
 
 def _share(p: Tensor) -> Tensor:

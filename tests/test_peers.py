@@ -173,6 +173,8 @@ def test_openvino_loops_in_python_where_it_cannot_convert_the_graphs_loop(export
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which(peers.compiler()), reason="torch.compile needs a C++ compiler")
 def test_torch_compile_gives_what_torch_gives(exported, exported_texts):
+    from torch._dynamo.utils import counters
+
     rng = np.random.default_rng(7)
     compiled = seqexport.load(exported["lstm"], runtime="torch-compile")
     for batch, time in ((1, 1), (2, 6)):
@@ -181,7 +183,10 @@ def test_torch_compile_gives_what_torch_gives(exported, exported_texts):
     feeds = {"prompt": rng.integers(0, 30, (2, 4)), "uniforms": rng.random((2, 20), np.float32)}
     for onednn in (True, False):
         found = seqexport.load(exported_texts["generate"], "torch-compile", pipeline="generate", onednn=onednn)
+        torch._dynamo.reset()
+        counters.clear()
         assert_same(seqexport.load(exported_texts["generate"], pipeline="generate").run(feeds), found.run(feeds))
+        assert counters["frames"]["ok"] >= 2  # the step of the loop, and the head
 
 
 def test_int8_is_the_file_beside(tmp_path):
