@@ -25,9 +25,11 @@ def write_model_card(
 
 @dataclass(frozen=True)
 class _Words:
-    """What a card says that depends on the task, as Markdown. tag: the hub's name of the task."""
+    """What a card says that depends on the task, as Markdown. tag: the Hub's name of the task. results: of the test
+    part, what was measured on what set: (set, the Hub's name of the metric, figure)."""
 
     tag: str
+    results: Sequence[tuple[str, str, float]]
     about: str
     data: str
     quality: str
@@ -42,10 +44,7 @@ def model_card(checkpoint: Checkpoint, report: Report, title: str, command: str)
     verdict = "passed" if report.passed else "FAILED"
     return f"""\
 ---
-license: mit
-library_name: onnx
-pipeline_tag: {words.tag}
-tags: [onnx, {checkpoint.spec.cell}, seqexport]
+{_front_matter(checkpoint, words)}
 ---
 # {title}
 
@@ -74,16 +73,47 @@ One training run, seed {checkpoint.metrics["seed"]}, {_minutes(checkpoint.metric
 |---|---|
 | checkpoint.pt | weights, description, preprocessing and metrics, loadable with `weights_only=True` |
 {_files(report)}
-| report.json | every case of the verification |
+{_curve(checkpoint)}| report.json | every case of the verification |
 
 ## Use
 ```python
 {words.use}
 ```
 
-## Limits
-{words.limits} Meant to show that two runtimes agree and what each costs.
+## Intended use and limits
+Made to show that the runtimes agree and what each costs, and to be read by a learner; not to decide anything by.
+{words.limits} The weights are under the licence above; the data that they were learnt from are under theirs.
 """
+
+
+def _front_matter(checkpoint: Checkpoint, words: _Words) -> str:
+    """What the Hub reads of a card, in the form of its own library."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    data, name = checkpoint.data, f"{checkpoint.data['name']}-{checkpoint.spec.cell}"
+    results = [
+        EvalResult(
+            task_type=words.tag,
+            dataset_type=data["hub"][0] if data.get("hub") else data["name"],
+            dataset_name=part,
+            dataset_split="test",
+            metric_type=metric,
+            metric_value=float(f"{value:.5g}"),
+        )
+        for part, metric, value in words.results
+    ]
+    card = ModelCardData(
+        model_name=name,
+        license="mit",
+        language=data.get("language"),
+        library_name="onnx",
+        pipeline_tag=words.tag,
+        tags=["onnx", "onnxruntime", checkpoint.spec.cell, "seqexport"],
+        datasets=list(data.get("hub") or []) or None,
+        metrics=sorted({metric for _, metric, _ in words.results}),
+        eval_results=results,
+    )
+    return card.to_yaml().strip()
 
 
 def _forecast(checkpoint: Checkpoint) -> _Words:
@@ -91,11 +121,13 @@ def _forecast(checkpoint: Checkpoint) -> _Words:
     test = metrics["test"]
     rows = [(f"this {checkpoint.spec.cell.upper()}", test["mae"]), *metrics["baselines"].items()]
     table = _table(("forecast", "mean absolute error"), [(name, f"{mae:.2f}") for name, mae in rows])
+    scores = [(f"this {checkpoint.spec.cell.upper()}", test["crps"]), *metrics["baselines_crps"].items()]
     return _Words(
         tag="time-series-forecasting",
+        results=[(checkpoint.data["name"], "mae", test["mae"])],
         about="It reads a history in the data's own units and\ngives, for every step ahead, the distribution of the "
         "next value.",
-        data=f"{checkpoint.data['values']:,} values, one a {preprocessing['step']}, split in the order of time; the "
+        data=f"{checkpoint.data['values']:,} values, one {_article(preprocessing['step'])}, split in their order; the "
         "scaling is fitted on the training part alone.",
         quality=f"""\
 Mean absolute error ({preprocessing["unit"]}) of the central path, averaged over the next {metrics["horizon"]} steps
@@ -104,8 +136,13 @@ seen:
 
 {table}
 
-The 50 % band holds {_percent(test["coverage_50"])} of the true values, the 90 % band {_percent(test["coverage_90"])}.
-Other seeds differ by up to a point or two, so a smaller lead over a baseline or another cell means nothing.""",
+The 50 % band holds {_percent(test["coverage_50"])} of the true values,
+the 90 % band {_percent(test["coverage_90"])}.
+The continuous ranked probability score of all sampled paths (CRPS, at every fifth starting point; the baselines
+have the spread of their errors on the validation part):
+
+{_table(("forecast", "CRPS"), [(name, f"{crps:.2f}") for name, crps in scores])}
+""",
         use=f"""\
 import numpy
 import onnxruntime
@@ -114,7 +151,7 @@ session = onnxruntime.InferenceSession("checkpoint.forecast.onnx")
 # history: float32 [batch, time], in the data's units. noise: [batch, paths, horizon], zero for the central path
 noise = numpy.zeros((1, 1, {metrics["horizon"]}), numpy.float32)
 path = session.run(["path"], {{"history": history, "noise": noise}})[0]""",
-        limits="One series, without other columns; not a forecast to rely on.",
+        limits="One series, without other columns; it knows nothing of what is not in the series' past.",
     )
 
 
@@ -133,6 +170,7 @@ def _classify(checkpoint: Checkpoint) -> _Words:
     header = ("accuracy", *(f"{part} ({test['texts']:,} texts)" for part, test in metrics["test"].items()))
     return _Words(
         tag="text-classification",
+        results=[(part, "accuracy", test["accuracy"]) for part, test in metrics["test"].items()],
         about=f"It reads a text {vocabulary['unit']} by {vocabulary['unit']}\nand gives the probability of "
         f"{' and '.join(preprocessing['labels'])}, after each of them.",
         data=f"{checkpoint.data['texts']:,} texts, split in blocks of neighbours. None of them is shipped.",
@@ -161,6 +199,7 @@ def _generate(checkpoint: Checkpoint) -> _Words:
     table = _table(("model", "bits per character"), [(name, f"{bits:.3f}") for name, bits in rows])
     return _Words(
         tag="text-generation",
+        results=[(checkpoint.data["name"], "perplexity", 2 ** test["bits"])],
         about="It reads a text and gives,\nfor every character, the probabilities of the next.",
         data=f"{checkpoint.data['characters']:,} characters, split in their order. The text itself is not shipped.",
         quality=f"""\
@@ -202,6 +241,14 @@ def _parameters(checkpoint: Checkpoint) -> int:
 
 def _split(parts: Mapping[str, int]) -> str:
     return ", ".join(f"{count:,} for {part}" for part, count in parts.items())
+
+
+def _curve(checkpoint: Checkpoint) -> str:
+    return "| checkpoint.curve.png | the learning curve |\n" if checkpoint.metrics.get("curve") else ""
+
+
+def _article(noun: str) -> str:
+    return f"an {noun}" if noun.startswith("hour") or noun[:1] in "aeio" else f"a {noun}"
 
 
 def _minutes(seconds: float) -> str:

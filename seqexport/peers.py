@@ -397,8 +397,8 @@ class Loop(Runtime):
         scaling = self.metadata["preprocessing"]["scaling"]
         mean, spread = np.float32(scaling["mean"]), np.float32(scaling["spread"])
         history, noise = values["history"], values["noise"]
-        if scaling["transform"] == "root":
-            history = np.sqrt(np.maximum(history, 0))
+        transformed, restored = _TRANSFORMS[scaling["transform"]]
+        history = transformed(history)
         y, after = self._step(((history - mean) / spread)[..., None], [values[name] for name in self.spec.state_map])
         batch, paths, horizon = noise.shape
         state: Sequence[np.ndarray]
@@ -410,9 +410,7 @@ class Loop(Runtime):
                 y, state = self._step(z[:, place - 1 : place, None], state)
             z[:, place] = y[:, 0] + (np.logaddexp(np.float32(0), y[:, 1]) + np.float32(1e-3)) * steps[:, place]
         path = z * spread + mean
-        if scaling["transform"] == "root":
-            path = np.square(np.maximum(path, 0))
-        return path.reshape(batch, paths, horizon), *after
+        return restored(path).reshape(batch, paths, horizon), *after
 
     def _generate(self, values: Mapping[str, np.ndarray]) -> Sequence[np.ndarray]:
         prompt = values["prompt"]
@@ -436,6 +434,14 @@ class Loop(Runtime):
             shares = np.exp(y - y.max(-1, keepdims=True))
             rows.append(shares / shares.sum(-1, keepdims=True))
         return (np.concatenate(rows),)
+
+
+# pipelines.Scaling's transforms, there and back.
+_TRANSFORMS: Mapping[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
+    "none": (lambda values: values, lambda values: values),
+    "root": (lambda values: np.sqrt(np.maximum(values, 0)), lambda values: np.square(np.maximum(values, 0))),
+    "log": (lambda values: np.log1p(np.maximum(values, 0)), lambda values: np.expm1(np.maximum(values, 0))),
+}
 
 
 def choose_token(logits: np.ndarray, u: np.ndarray, sharpness: float, top_k: int, top_p: float) -> np.ndarray:

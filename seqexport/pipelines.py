@@ -23,6 +23,8 @@ from seqexport.specs import NetworkSpec, TensorSpec, pipeline_inputs, pipeline_o
 from seqexport.text import Vocabulary
 
 Carry = list[Tensor]
+Transform = Literal["none", "root", "log"]
+TRANSFORMS: tuple[Transform, ...] = ("none", "root", "log")
 
 
 def scan(step: Callable[[Carry, Tensor], tuple[Carry, Tensor]], carry: Carry, xs: Tensor) -> tuple[Carry, Tensor]:
@@ -53,17 +55,18 @@ def choose(condition: Tensor, first: Callable[..., Any], second: Callable[..., A
 class Scaling:
     """From a series' own units to the network's and back: z = (t(value) - mean) / spread.
 
-    transform: t is the identity ("none") or the square root ("root", for counts, whose noise grows with their level;
-    values below zero are taken as zero). mean and spread are those of t(value) on the training part.
+    transform: t is the identity ("none"), the square root ("root", for counts, whose noise grows with their level), or
+    log(1 + value) ("log", where it grows in proportion); these take values below zero as zero. mean and spread are
+    those of t(value) on the training part.
     """
 
-    transform: Literal["none", "root"] = "none"
+    transform: Transform = "none"
     mean: float = 0.0
     spread: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.transform not in ("none", "root"):
-            raise SpecError(f"The scaling's transform is {self.transform!r}; expected none or root.")
+        if self.transform not in TRANSFORMS:
+            raise SpecError(f"The scaling's transform is {self.transform!r}; expected {', '.join(TRANSFORMS)}.")
         if not (math.isfinite(self.mean) and math.isfinite(self.spread) and self.spread > 0):
             raise SpecError(
                 f"The scaling has mean {self.mean} and spread {self.spread}; expected a number and a positive number."
@@ -78,7 +81,7 @@ class Scaling:
             raise SpecError(f"The scaling {fields!r} lacks or garbles transform, mean or spread.") from error
 
     @classmethod
-    def fitted(cls, values: Tensor, transform: Literal["none", "root"]) -> Scaling:
+    def fitted(cls, values: Tensor, transform: Transform) -> Scaling:
         """The scaling whose mean and (uncorrected) standard deviation are those of t(values)."""
         transformed = cls(transform).apply(values.double())
         return cls(transform, float(transformed.mean()), float(transformed.std(correction=0)) or 1.0)
@@ -91,12 +94,17 @@ class Scaling:
         """Values in the series' units → z, any shape."""
         if self.transform == "root":
             values = values.clamp(min=0.0).sqrt()
+        elif self.transform == "log":
+            values = values.clamp(min=0.0).log1p()
         return (values - self.mean) / self.spread
 
     def undo(self, z: Tensor) -> Tensor:
         """z → values in the series' units, any shape."""
         values = z * self.spread + self.mean
-        return values.clamp(min=0.0).square() if self.transform == "root" else values
+        if self.transform == "none":
+            return values
+        values = values.clamp(min=0.0)
+        return values.square() if self.transform == "root" else values.expm1()
 
 
 class Pipeline(nn.Module):
@@ -400,7 +408,8 @@ def distribution(y: Tensor) -> tuple[Tensor, Tensor]:
 
 def check_forecaster(spec: NetworkSpec) -> None:
     """Raise UnsupportedError unless a network of this description can roll a series on."""
-    if spec.bidirectional or spec.vocabulary or spec.features != 1 or spec.outputs != 2 or spec.pooling != "every":
+    one = spec.features == 1 + len(spec.lags)
+    if spec.bidirectional or spec.vocabulary or not one or spec.outputs != 2 or spec.pooling != "every":
         raise UnsupportedError(
             "A forecast needs a one-directional net from 1 number to 2 (mean and spread) at every step; "
             f"this is {spec}."

@@ -17,6 +17,7 @@ Dim: TypeAlias = int | str
 Bound: TypeAlias = int | float | str
 CELLS: tuple[Cell, ...] = ("rnn", "lstm", "gru")
 GATES: Mapping[Cell, int] = {"rnn": 1, "lstm": 4, "gru": 3}
+MOST_LAGS = 10_000  # steps that a net may look back for a value of its input
 STATES: Mapping[Cell, tuple[str, ...]] = {"rnn": ("h",), "lstm": ("h", "c"), "gru": ("h",)}
 DTYPES = ("float32", "float64", "float16", "int64", "int32", "bool")
 
@@ -220,6 +221,9 @@ class NetworkSpec:
     pooling: which steps the head reads: every one, the last, their mean or their maximum.
     time_major: x, or tokens, and y have time before batch.
     projection: size P to which an LSTM's h is projected (torch's proj_size); None where it is not.
+    lags: of a net that reads one number a step, which earlier values it reads besides, counted back from the value
+    that comes next: 24 is, of hours, what was a day before that one. The net keeps them in its state.
+    skip: the head reads, behind the recurrence's output, what the recurrence read at that step.
     """
 
     cell: Cell
@@ -235,6 +239,8 @@ class NetworkSpec:
     pooling: Pooling = "every"
     time_major: bool = False
     projection: int | None = None
+    lags: tuple[int, ...] = ()
+    skip: bool = False
 
     def __post_init__(self) -> None:
         for field, allowed in (("cell", CELLS), ("nonlinearity", ("tanh", "relu")), ("pooling", POOLINGS)):
@@ -245,13 +251,27 @@ class NetworkSpec:
             optional = field in ("vocabulary", "outputs", "projection")
             if not (value is None and optional) and (type(value) is not int or value < 1):
                 raise SpecError(f"The network's {field} is {value!r}; expected a whole number from 1.")
-        for field in ("bidirectional", "bias", "head_bias", "time_major"):
+        for field in ("bidirectional", "bias", "head_bias", "time_major", "skip"):
             if type(getattr(self, field)) is not bool:
                 raise SpecError(f"The network's {field} is {getattr(self, field)!r}; expected true or false.")
         if self.projection is not None and (self.cell != "lstm" or self.projection >= self.hidden_size):
             raise SpecError(
                 f"The network projects a {self.cell} of {self.hidden_size} to {self.projection}; "
                 "expected an lstm and a smaller size."
+            )
+        self._check_lags()
+
+    def _check_lags(self) -> None:
+        if type(self.lags) is not tuple or not all(type(lag) is int and lag >= 2 for lag in self.lags):
+            raise SpecError(f"The network's lags are {self.lags!r}; expected whole numbers from 2.")
+        if list(self.lags) != sorted(set(self.lags)) or max(self.lags, default=0) > MOST_LAGS:
+            raise SpecError(f"The network's lags are {self.lags!r}; expected each once, rising, up to {MOST_LAGS:,}.")
+        if self.lags and (self.vocabulary or self.bidirectional or self.time_major):
+            raise SpecError("The network has lags; expected numbers as input, batch first, and one direction.")
+        if self.lags and self.features != 1 + len(self.lags):
+            raise SpecError(
+                f"The network reads {self.features} numbers a step, but with its {len(self.lags)} lags these are "
+                f"{1 + len(self.lags)}."
             )
 
     @classmethod
@@ -265,23 +285,25 @@ class NetworkSpec:
                 f"The network's description has unknown fields ({', '.join(map(str, unknown)) or 'none'}) "
                 f"or lacks some ({', '.join(missing) or 'none'}); expected {', '.join(known)}."
             )
-        return cls(**fields)
+        lags = fields.get("lags", ())
+        return cls(**{**fields, "lags": tuple(lags) if isinstance(lags, list) else lags})
 
     def to_dict(self) -> dict[str, Any]:
-        """The `network` entry of a checkpoint."""
-        return dataclasses.asdict(self)
+        """The `network` entry of a checkpoint, as JSON has it."""
+        return {**dataclasses.asdict(self), "lags": list(self.lags)}
 
     def __str__(self) -> str:
         cell = self.cell.upper() + (f" ({self.nonlinearity})" if self.cell == "rnn" else "")
         parts = [f"embedding {self.vocabulary}×{self.features}"] if self.vocabulary else []
         projected = f"→{self.projection}" if self.projection else ""
         sizes = f"{self.features}→{self.hidden_size}{projected}, {self.layers} layer{'s' if self.layers > 1 else ''}"
-        parts.append(f"{cell} {sizes}{', both directions' if self.bidirectional else ''}")
+        lags = f", lags {', '.join(map(str, self.lags))}" if self.lags else ""
+        parts.append(f"{cell} {sizes}{', both directions' if self.bidirectional else ''}{lags}")
         if self.outputs:
             where = "every step" if self.pooling == "every" else f"the {self.pooling} step"
             if self.pooling in ("mean", "max"):
                 where = f"the {self.pooling} over the steps"
-            parts.append(f"linear {self.width}→{self.outputs} on {where}")
+            parts.append(f"linear {self.width}→{self.outputs} on {where}{', with its input' if self.skip else ''}")
         return " → ".join(parts)
 
     @property
@@ -291,32 +313,39 @@ class NetworkSpec:
 
     @property
     def width(self) -> int:
-        """Size of the recurrence's output at a step: directions * (projection or hidden_size)."""
-        return self.directions * (self.projection or self.hidden_size)
+        """Size of what the head reads at a step: directions * (projection or hidden_size), and with `skip` the
+        features."""
+        return self.directions * (self.projection or self.hidden_size) + (self.features if self.skip else 0)
 
     @property
     def input(self) -> TensorSpec:
-        """`x` [batch,time,features], or `tokens` [batch,time]."""
+        """`x` [batch,time,features], of one feature where there are lags, or `tokens` [batch,time]."""
         lead = ("time", "batch") if self.time_major else ("batch", "time")
         if self.vocabulary is None:
-            return TensorSpec("x", "float32", (*lead, self.features))
+            return TensorSpec("x", "float32", (*lead, 1 if self.lags else self.features))
         return TensorSpec("tokens", "int64", lead, 0, self.vocabulary - 1)
 
     @property
     def state(self) -> tuple[TensorSpec, ...]:
         """`h0` (and `c0` for an LSTM), [layers*directions, batch, hidden], zero where left out; h0 is as wide as the
-        projection where there is one."""
-        widths = {"h": self.projection or self.hidden_size, "c": self.hidden_size}
+        projection where there is one. With lags `z0` [1, batch, longest lag - 1], the values before x, the last one
+        last."""
         rows = self.layers * self.directions
+        shapes = {"h": (rows, self.projection or self.hidden_size), "c": (rows, self.hidden_size)}
+        shapes["z"] = (1, max(self.lags, default=2) - 1)
         return tuple(
-            TensorSpec(f"{name}0", "float32", (rows, "batch", widths[name]), optional=True)
-            for name in STATES[self.cell]
+            TensorSpec(f"{name}0", "float32", (shapes[name][0], "batch", shapes[name][1]), optional=True)
+            for name in self._states
         )
+
+    @property
+    def _states(self) -> tuple[str, ...]:
+        return (*STATES[self.cell], *(("z",) if self.lags else ()))
 
     @property
     def state_map(self) -> dict[str, str]:
         """State input → the output that is fed back to it: {"h0": "hn", …}."""
-        return {f"{name}0": f"{name}n" for name in STATES[self.cell]}
+        return {f"{name}0": f"{name}n" for name in self._states}
 
     @property
     def output_names(self) -> tuple[str, ...]:

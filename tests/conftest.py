@@ -21,8 +21,9 @@ def randomised(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     return module.eval()
 
 
-def forecaster(cell: str = "gru", layers: int = 2, hidden_size: int = 16, seed: int = 0) -> Network:
-    return randomised(Network(NetworkSpec(cell, 1, hidden_size, layers=layers, outputs=2)), seed)
+def forecaster(cell: str = "gru", layers: int = 2, hidden_size: int = 16, seed: int = 0, **options) -> Network:
+    features = 1 + len(options.get("lags", ()))
+    return randomised(Network(NetworkSpec(cell, features, hidden_size, layers=layers, outputs=2, **options)), seed)
 
 
 PREPROCESSING = {
@@ -39,6 +40,24 @@ def save_forecaster(path, cell="gru", seed=0, preprocessing=PREPROCESSING, **opt
     about = {"preprocessing": preprocessing, "metrics": {"mae": 1.5}, "data": {"name": "test"}}
     write_checkpoint(path, network, task="forecast", **about)
     return path
+
+
+@pytest.fixture
+def baselines_once(monkeypatch):
+    """The baselines of a forecast, computed once for the same series and not at every training."""
+    from training import forecasting
+
+    def once(series):
+        key = series.values.tobytes()
+        if key not in _BASELINES:
+            _BASELINES[key] = baselines(series)
+        return _BASELINES[key]
+
+    baselines = forecasting.baselines
+    monkeypatch.setattr(forecasting, "baselines", once)
+
+
+_BASELINES: dict[bytes, dict] = {}
 
 
 def text_network(

@@ -1,4 +1,5 @@
 import dataclasses
+import importlib.util
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from torch import nn
 
 import seqexport
 from seqexport import FileError, SpecError, UnsupportedError
+from seqexport.exporter import verify_files
 from seqexport.specs import CELLS
 
 
@@ -418,3 +420,23 @@ def test_fixed_dims_and_whole_number_results(tmp_path):
     report = seqexport.export(randomised(Decides()), tmp_path / "net.onnx", inputs={"x": "float32[6,2,3]"})
     assert report.passed
     assert declared(onnx.load(tmp_path / "net.onnx").graph.output) == {"output_0": [6, 2], "output_1": [6, 2, 4]}
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_net_with_lags_keeps_the_values_that_it_looks_back_at_in_its_state(tmp_path, cell):
+    path = save_forecaster(tmp_path / "net.pt", cell, lags=(3, 24), skip=True)
+    report = seqexport.export(path, precision="fp32,int8")
+    assert report.passed
+    network, pipeline = (onnx.load(tmp_path / name) for name in ("net.onnx", "net.forecast.onnx"))
+    assert declared(network.graph.input)["x"] == ["batch", "time", 1]
+    for model in (network, pipeline):
+        assert declared(model.graph.input)["z0"] == [1, "batch", 23]
+        assert declared(model.graph.output)["zn"] == [1, "batch", 23]
+    assert verify_files(path, tmp_path / "net.onnx", thorough=True).passed
+    rng = np.random.default_rng(0)
+    feeds = {"history": rng.random((2, 30), np.float32) * 50, "noise": rng.standard_normal((2, 3, 40), np.float32)}
+    expected = seqexport.load(path, pipeline="forecast").run(feeds)["path"]
+    runtimes = ["onnxruntime", "reference", *(["openvino"] if importlib.util.find_spec("openvino") else [])]
+    for runtime in runtimes:
+        found = seqexport.load(tmp_path / "net.onnx", runtime=runtime, pipeline="forecast").run(feeds)["path"]
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())

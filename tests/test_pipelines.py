@@ -9,7 +9,7 @@ from seqexport.pipelines import Classify, Forecast, Generate, Scaling, distribut
 from seqexport.specs import CELLS, NetworkSpec
 
 
-@pytest.mark.parametrize("transform", ["none", "root"])
+@pytest.mark.parametrize("transform", ["none", "root", "log"])
 def test_scaling_is_fitted_applied_and_undone(transform):
     values = torch.rand(500, dtype=torch.float64) * 90 + 3
     scaling = Scaling.fitted(values, transform)
@@ -20,13 +20,14 @@ def test_scaling_is_fitted_applied_and_undone(transform):
     assert Scaling.from_dict(scaling.to_dict()) == scaling
 
 
-def test_root_takes_values_below_zero_as_zero_and_gives_none():
-    scaling = Scaling("root", 2.0, 1.0)
+@pytest.mark.parametrize("transform", ["root", "log"])
+def test_values_below_zero_are_taken_as_zero_and_none_is_given(transform):
+    scaling = Scaling(transform, 2.0, 1.0)
     assert torch.equal(scaling.apply(torch.tensor([-4.0, 0.0])), torch.tensor([-2.0, -2.0]))
     assert float(scaling.undo(torch.tensor(-9.0))) == 0.0
 
 
-@pytest.mark.parametrize("fields", [("log", 0, 1), ("none", 0, 0), ("none", float("nan"), 1), ("none", 0, -1)])
+@pytest.mark.parametrize("fields", [("sine", 0, 1), ("none", 0, 0), ("none", float("nan"), 1), ("none", 0, -1)])
 def test_a_scaling_that_makes_no_sense_is_refused(fields):
     with pytest.raises(SpecError, match="scaling"):
         Scaling(*fields)
@@ -42,11 +43,16 @@ def roll_out(network, scaling, history, noise):
     return scaling.undo(values[len(history) :])
 
 
+LAGS = {"no lags": {}, "lags": {"lags": (2, 5, 23)}, "lags past the cell": {"lags": (3, 7), "skip": True}}
+WITH_LAGS = pytest.mark.parametrize("options", LAGS.values(), ids=LAGS)
+
+
+@WITH_LAGS
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("layers", [1, 3])
 @torch.no_grad()
-def test_every_path_is_what_rereading_the_whole_series_at_each_step_gives(cell, layers):
-    network, scaling = forecaster(cell, layers), Scaling("root", 6.0, 3.0)
+def test_every_path_is_what_rereading_the_whole_series_at_each_step_gives(cell, layers, options):
+    network, scaling = forecaster(cell, layers, **options), Scaling("root", 6.0, 3.0)
     history, noise = torch.rand(3, 20) * 90, torch.randn(3, 4, 7)
     path, *_ = Forecast(network, scaling)(history, noise)
     assert path.shape == (3, 4, 7)
@@ -56,10 +62,30 @@ def test_every_path_is_what_rereading_the_whole_series_at_each_step_gives(cell, 
             torch.testing.assert_close(path[row, which], expected, rtol=1e-4, atol=1e-3)
 
 
+@torch.no_grad()
+def test_lags_are_counted_from_the_value_that_comes_next():
+    """What a net with lags reads, by the book: at each step the value, and those so long before the next; zero before
+    the beginning."""
+    lags, values = (2, 4, 9), torch.randn(2, 12)
+    network = forecaster("lstm", lags=lags, skip=True)
+    rows = torch.zeros(2, 12, 4)
+    for step in range(12):
+        rows[:, step, 0] = values[:, step]
+        for column, lag in enumerate(lags, 1):
+            if step + 1 - lag >= 0:
+                rows[:, step, column] = values[:, step + 1 - lag]
+    hidden, (h, c) = network.rnn(rows)
+    expected = network.head(torch.cat([hidden, rows], -1))
+    y, hn, cn, zn = network(values[..., None])
+    for found, right in ((y, expected), (hn, h), (cn, c), (zn, values[None, :, -8:])):
+        torch.testing.assert_close(found, right)
+
+
+@WITH_LAGS
 @pytest.mark.parametrize("cell", CELLS)
 @torch.no_grad()
-def test_a_history_in_chunks_with_carried_state_gives_the_same_path(cell):
-    pipeline = Forecast(forecaster(cell), Scaling("none", 5.0, 2.0))
+def test_a_history_in_chunks_with_carried_state_gives_the_same_path(cell, options):
+    pipeline = Forecast(forecaster(cell, **options), Scaling("none", 5.0, 2.0))
     history, noise = torch.randn(2, 30), torch.randn(2, 3, 5)
     whole, *after = pipeline(history, noise)
     _, *state = pipeline(history[:, :11], noise)

@@ -11,13 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.stats import norm
 
 from seqexport.checkpoint import read_checkpoint
 from seqexport.errors import SeqExportError, SpecError
 from seqexport.pipelines import Forecast
 from seqexport.specs import CELLS
 from training import data, forecasting
+from training.command import Options
 from training.data import Series
+from training.optimisation import learning_rate_factor
+
+pytestmark = pytest.mark.usefixtures("baselines_once")
 
 
 def series_of(values: np.ndarray, **changes: object) -> Series:
@@ -26,7 +31,7 @@ def series_of(values: np.ndarray, **changes: object) -> Series:
 
 def trained(path: Path, **options: object) -> dict:
     options = {"cell": "gru", "preset": "tutorial", "steps": 3, "threads": 1, **options}
-    return forecasting.train(data="sine", out=path, **options)
+    return forecasting.train(Options(data="sine", out=path, **options))
 
 
 @pytest.fixture
@@ -72,7 +77,9 @@ def test_the_sine_is_the_same_every_time():
 
 
 def test_an_unknown_data_set_is_refused():
-    with pytest.raises(SpecError, match="There is no data set 'moon'; expected sunspots or sine"):
+    with pytest.raises(
+        SpecError, match="There is no data set 'moon'; expected sunspots or electricity or uk-demand or sine"
+    ):
         data.load("moon")
 
 
@@ -114,8 +121,9 @@ def test_seasonal_naive_equals_a_hand_computation():
 def test_ridge_finds_a_linear_rule():
     noise = np.random.default_rng(1).standard_normal(600) * 1e-3
     series = series_of(5 + np.sin(np.arange(600) * 0.3) + noise)
-    error, tuned = forecasting.tuned_ridge(series)
-    assert error < 5e-3
+    path, tuned = forecasting.tuned_ridge(series)
+    assert forecasting.baseline_error(series, "test", path("test")) < 5e-3
+    assert path("validation").shape == (len(series.origins("validation")), series.horizon)
     assert set(tuned) == {"window", "penalty", "transform"}
 
 
@@ -136,9 +144,14 @@ def test_central_error_and_coverage_of_a_net_that_always_says_the_same(tmp_path)
     truth = series.values[series.origins("test")[:, None] + np.arange(series.horizon)]
     assert errors["mae"] == pytest.approx(np.abs(truth - mean).mean(), rel=1e-5)
     assert errors["rmse"] == pytest.approx(np.sqrt(np.square(truth - mean).mean()), rel=1e-5)
-    covered = forecasting.coverage(forecast, tensor, series, "test", 5, seed=0)
-    assert covered["coverage_50"] == pytest.approx(0.5, abs=0.06)
-    assert covered["coverage_90"] == pytest.approx(0.9, abs=0.04)
+    found = forecasting.spread_of_paths(forecast, tensor, series, "test", 5, seed=0)
+    assert found["coverage_50"] == pytest.approx(0.5, abs=0.06)
+    assert found["coverage_90"] == pytest.approx(0.9, abs=0.04)
+    spread = series.values[: series.parts["train"].stop].std()
+    away = (truth[::5] - mean) / spread  # the CRPS of a normal distribution (Gneiting and Raftery 2007, equation 21)
+    density, below = norm.pdf(away), norm.cdf(away)
+    expected = spread * (away * (2 * below - 1) + 2 * density - 1 / math.sqrt(math.pi)).mean()
+    assert found["crps"] == pytest.approx(expected, rel=0.02)
 
 
 # --- training
@@ -149,8 +162,9 @@ def test_metrics_stand_beside_baselines_and_in_the_checkpoint(cell, tmp_path):
     metrics = trained(tmp_path / "net.pt", cell=cell)
     assert json.loads(json.dumps(metrics)) == metrics
     assert metrics["metric"] == "MAE" and metrics["horizon"] == 12
-    assert list(metrics["baselines"]) == ["seasonal naive (24)", "last value", "ridge"]
-    assert set(metrics["test"]) == {"mae", "rmse", "coverage_50", "coverage_90", "origins"}
+    names = ["seasonal naive (24)", "last value", "ridge", "linear, absolute error", "AutoETS (24)"]
+    assert list(metrics["baselines"]) == list(metrics["baselines_crps"]) == names
+    assert set(metrics["test"]) == {"mae", "rmse", "coverage_50", "coverage_90", "crps", "origins"}
     assert metrics["test"]["origins"] == 200 - 12 + 1
     assert all(math.isfinite(value) for value in (*metrics["test"].values(), *metrics["baselines"].values()))
     checkpoint = read_checkpoint(tmp_path / "net.pt")
@@ -184,12 +198,10 @@ def test_the_cap_on_minutes_stops_the_training(tmp_path):
 
 
 def test_the_learning_rate_warms_up_and_anneals():
-    factors = [forecasting.learning_rate_factor(step, 100) for step in range(101)]
+    factors = [learning_rate_factor(step, 100) for step in range(101)]
     assert factors[0] == 0.2 and factors[5] == 1.0 and factors[100] == pytest.approx(0)
     assert factors[5:] == sorted(factors[5:], reverse=True)
-    assert all(
-        0 <= forecasting.learning_rate_factor(step, total) <= 1 for total in (1, 2, 20) for step in range(total + 1)
-    )
+    assert all(0 <= learning_rate_factor(step, total) <= 1 for total in (1, 2, 20) for step in range(total + 1))
 
 
 def test_a_loss_that_is_not_finite_stops_and_leaves_an_older_file(tmp_path, monkeypatch):

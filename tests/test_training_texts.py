@@ -17,6 +17,7 @@ from seqexport.pipelines import Classify
 from seqexport.specs import NetworkSpec
 from seqexport.text import Vocabulary
 from training import chargen, data, ngrams, sentiment
+from training.command import Options
 from training.data import BLOCK, Review
 
 OPINIONS = {"module": sentiment, "data": "opinions"}
@@ -26,7 +27,7 @@ BOTH = pytest.mark.parametrize("kind", [OPINIONS, SENTENCES], ids=["sentiment", 
 
 def trained(kind: dict, path: Path, **options: object) -> dict:
     options = {"cell": "lstm", "preset": "tutorial", "steps": 2, "threads": 1, **options}
-    return kind["module"].train(data=kind["data"], out=path, **options)
+    return kind["module"].train(Options(data=kind["data"], out=path, **options))
 
 
 def same_weights(first: Path, second: Path) -> bool:
@@ -171,8 +172,9 @@ def test_scores_are_by_source_with_their_interval():
 
 
 def test_every_text_is_in_one_batch_of_an_epoch():
-    batches = sentiment.endless_batches(list(range(1, 101)), 8, np.random.default_rng(0))
-    epoch = [next(batches) for _ in range(13)]
+    batches = sentiment.Batches(list(range(1, 101)), 8, seed=0)
+    assert len(batches) == 13
+    epoch = [batches[step] for step in range(13)]
     assert sorted(np.concatenate(epoch)) == list(range(100))
     assert all(np.ptp(batch) < 8 for batch in epoch)  # neighbours in length
 
@@ -188,6 +190,7 @@ def test_predictions_do_not_depend_on_the_batch():
     torch.manual_seed(0)
     classify = Classify(Network(NetworkSpec("gru", 4, 8, vocabulary=9, outputs=2, pooling="last"), 0.5))
     torch.nn.init.zeros_(classify.network.head.bias)
+    classify.eval()
     rows = [np.random.default_rng(n).integers(1, 9, 1 + n % 7).tolist() for n in range(30)]
     alone = np.concatenate([sentiment.predicted(classify, [row]) for row in rows])
     assert sentiment.predicted(classify, rows, batch=7).tolist() == alone.tolist()
@@ -237,7 +240,7 @@ def test_a_classifier_and_its_documented_metrics(tmp_path):
     assert (checkpoint.spec.features, checkpoint.spec.hidden_size, checkpoint.spec.outputs) == (100, 128, 2)
     assert set(checkpoint.preprocessing) == {"vocabulary", "labels", "window"}
     assert checkpoint.preprocessing["labels"] == ["negative", "positive"]
-    assert set(checkpoint.data) == {"name", "source", "licence", "texts", "split", "sha256"}
+    assert set(checkpoint.data) == {"name", "source", "licence", "texts", "split", "sha256", "language", "hub"}
     assert sum(checkpoint.data["split"].values()) == checkpoint.data["texts"]
     vocabulary = Vocabulary.from_dict(checkpoint.preprocessing["vocabulary"])
     rows = [vocabulary.encode(review.text) for review in data.opinions().parts["test"]]
@@ -258,7 +261,7 @@ def test_a_generator_and_its_documented_metrics(tmp_path):
     assert checkpoint.metrics == metrics and checkpoint.task == "generate"
     assert (checkpoint.spec.hidden_size, checkpoint.spec.layers, checkpoint.spec.pooling) == (128, 2, "every")
     assert set(checkpoint.preprocessing) == {"vocabulary", "window"}
-    assert set(checkpoint.data) == {"name", "source", "licence", "characters", "split", "sha256"}
+    assert set(checkpoint.data) == {"name", "source", "licence", "characters", "split", "sha256", "language"}
     assert sum(checkpoint.data["split"].values()) == checkpoint.data["characters"]
     vocabulary = Vocabulary.from_dict(checkpoint.preprocessing["vocabulary"])
     assert checkpoint.spec.vocabulary == checkpoint.spec.outputs == len(vocabulary)

@@ -13,30 +13,28 @@ The same seed gives the same weights on the same machine with the same number of
 
 from __future__ import annotations
 
-import copy
 import math
-import os
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from seqexport.checkpoint import write_checkpoint
 from seqexport.errors import InputError
 from seqexport.networks import Network
-from seqexport.specs import Cell, NetworkSpec
+from seqexport.specs import NetworkSpec
 from seqexport.text import Vocabulary
 from training import data as datasets
 from training import ngrams
-from training.command import Preset, check_options, run
-from training.optimisation import descend, initialise, learning_rate_factor
+from training.command import Options, Preset, run
+from training.loop import Plan, Training
+from training.optimisation import initialise
+from training.own_data import add_text_reading, read_text
 
 LONGEST = 9  # order of the n-grams that are tried; fewer where their numbers would not fit into 64 bits
 
@@ -73,79 +71,70 @@ def recipe(data: str, preset: Preset) -> Recipe:
     return plan
 
 
-def train(
-    cell: Cell,
-    data: str,
-    out: str | os.PathLike[str],
-    *,
-    preset: Preset = "default",
-    seed: int = 0,
-    steps: int | None = None,
-    minutes: float | None = None,
-    threads: int = 2,
-) -> dict[str, Any]:
-    """Train, score on the test part beside the baselines, write the checkpoint `out`, and return the metrics.
+class NextCharacter(nn.Module):
+    """The loss: how unlikely the network finds the characters that follow."""
 
-    steps, minutes: caps on the training, for trials; with `minutes` a slower machine gets other weights. Sets torch's
-    number of threads. Raises SeqExportError where an option makes no sense, the data can't be had, the loss is not
-    finite, or `out` can't be written; an older `out` is then untouched.
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, read: Tensor, following: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        """Tokens read (B, T) and those that follow them (B, T), and the state, none at first → nats a token, state."""
+        y, *after = self.network(read, *state)  # (B, T, V)
+        return nn.functional.cross_entropy(y.flatten(0, 1), following.flatten()), *after
+
+
+def train(options: Options) -> dict[str, Any]:
+    """Train, score on the test part beside the baselines, write the checkpoint, and return the metrics.
+
+    Sets torch's number of threads. Raises SeqExportError where the data can't be had, the loss is not finite, or the
+    checkpoint can't be written; an older one is then untouched.
     """
-    out = Path(out)
-    check_options(cell, preset, out, seed, steps, minutes, threads)
-    text = datasets.load_text(data)
-    plan = recipe(data, preset)
-    torch.set_num_threads(threads)
-    torch.manual_seed(seed)
-    rng = np.random.default_rng(seed)
-
+    text = datasets.load_text(options.data) if options.data else read_text(Path(str(options.file)), **options.reading)
+    plan = recipe(text.name, options.preset)
+    torch.manual_seed(options.seed)
     vocabulary = Vocabulary.counted([text.parts["train"]], "character", lowercase=False)
-    tokens = {part: np.array(vocabulary.encode(content)) for part, content in text.parts.items()}
+    tokens = {part: np.array(vocabulary.encode(content), np.int64) for part, content in text.parts.items()}
     size = len(vocabulary)
-    spec = NetworkSpec(cell, plan.embedding, plan.hidden_size, plan.layers, vocabulary=size, outputs=size)
+    spec = NetworkSpec(
+        options.cell, plan.embedding, plan.hidden_size, plan.layers, vocabulary=size, outputs=size, pooling="every"
+    )
     network = Network(spec, plan.dropout)
     initialise(network)
     if plan.tied:
         tie(network)
     streams = side_by_side(tokens["train"], plan.batch)  # (B, length of a stream)
     windows = (streams.shape[1] - 1) // plan.window  # of one reading of the training part
-    if windows < 1:
-        raise InputError(f"The text {data!r} is too short for {plan.batch} streams of {plan.window} characters.")
-    total = math.ceil(plan.epochs * windows) if steps is None else steps
-    every = max(1, total // plan.looks)
-    optimizer = torch.optim.AdamW(network.parameters(), plan.learning_rate, weight_decay=plan.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, total))
+    if windows < 1 or min(map(len, tokens.values())) < 2:
+        raise InputError(f"The text {text.name!r} is too short for {plan.batch} streams of {plan.window} characters.")
+    total = options.steps or math.ceil(plan.epochs * windows)
+    training = Training(
+        NextCharacter(network),
+        Plan(total, plan.learning_rate, plan.weight_decay, plan.clip, max(1, total // plan.looks), "bits"),
+        options,
+        {**asdict(plan), "sha256": text.sha256},
+        f"{options.cell} on {text.name}",
+    )
+    own = training.share(plan.batch)
+    spare = streams.shape[1] - windows * plan.window
+    for step in training:
+        reading, place = divmod(step - 1, windows)
+        if place == 0:
+            training.carried = ()
+        # Each reading starts elsewhere, so that windows are never cut at the same places.
+        start = np.random.default_rng([options.seed, 0, reading]).integers(0, spare) + place * plan.window
+        window = streams[:, start : start + plan.window + 1]  # (B, T+1)
+        unknown = torch.from_numpy(training.rng.random((plan.batch, plan.window)) < plan.unknown)
+        read = window[:, :-1].masked_fill(unknown, 0)[own].to(training.device)
+        loss, *after = training.objective(read, window[own, 1:].to(training.device), *training.carried)
+        training.carried = tuple(part.detach() for part in after)
+        training.descend(loss)
+        if training.looks:
+            training.judge(lambda: bits_per_character(network, tokens["validation"]))
+    training.finish()
+    if not training.main:
+        return {}
 
-    began = time.perf_counter()
-    best, best_step, best_weights = math.inf, 0, copy.deepcopy(network.state_dict())
-    state: tuple[Tensor, ...] = ()
-    offset = 0
-    progress = tqdm(range(1, total + 1), desc=f"{cell} on {data}", unit="step", mininterval=0.5)
-    for step in progress:
-        position = (step - 1) % windows * plan.window
-        if position == 0:  # a new reading starts elsewhere, so that windows are never cut at the same places
-            state, offset = (), int(rng.integers(0, streams.shape[1] - windows * plan.window))
-        window = streams[:, offset + position : offset + position + plan.window + 1]  # (B, T+1)
-        read = window[:, :-1].masked_fill(torch.from_numpy(rng.random((plan.batch, plan.window)) < plan.unknown), 0)
-        y, *after = network(read, *state)  # (B, T, V)
-        state = tuple(part.detach() for part in after)
-        loss = nn.functional.cross_entropy(y.flatten(0, 1), window[:, 1:].flatten())
-        descend(loss, network, optimizer, schedule, plan.clip, step)
-
-        out_of_time = minutes is not None and time.perf_counter() - began > 60 * minutes
-        if step % every == 0 or step == total or out_of_time:
-            bits = bits_per_character(network, tokens["validation"])
-            if bits < best:
-                best, best_step, best_weights = bits, step, copy.deepcopy(network.state_dict())
-            progress.set_postfix(
-                bits=f"{loss.item() / math.log(2):.3f}", validation=f"{bits:.3f}", best=f"{best:.3f}", refresh=True
-            )
-        if out_of_time:
-            break
-    progress.close()
-    seconds = time.perf_counter() - began
-
-    network.load_state_dict(best_weights)
-    network.eval()
     metrics = {
         "metric": "bits per character",
         "test": {
@@ -154,14 +143,10 @@ def train(
             "unknown": int((tokens["test"] == 0).sum()),
         },
         **baselines(tokens, size),
-        "validation": {"bits": best},
-        "seconds": round(seconds, 1),
-        "steps": best_step,
-        "seed": seed,
-        "parameters": sum(tensor.numel() for tensor in network.state_dict().values()),
+        **training.metrics,
     }
     write_checkpoint(
-        out,
+        options.out,
         network,
         task="generate",
         preprocessing={"vocabulary": vocabulary.to_dict(), "window": plan.window},
@@ -173,8 +158,10 @@ def train(
             "characters": len(text.text),
             "split": {part: len(content) for part, content in text.parts.items()},
             "sha256": text.sha256,
+            "language": text.language,
         },
     )
+    training.close()
     return metrics
 
 
@@ -195,11 +182,11 @@ def side_by_side(tokens: np.ndarray, count: int) -> Tensor:
 def bits_per_character(network: Network, tokens: np.ndarray, count: int = 16, window: int = 256) -> float:
     """Mean of -log2 of the probability of each token but the first of each stream, given all before it in its stream.
 
-    The part is read as `count` streams side by side, their state carried from end to end. The network is in training
-    mode again afterwards.
+    The part is read as `count` streams side by side, their state carried from end to end, by a network in evaluation
+    mode.
     """
-    network.eval()
-    streams = side_by_side(tokens, min(count, max(1, len(tokens) // 64)))
+    device = next(network.parameters()).device
+    streams = side_by_side(tokens, min(count, max(1, len(tokens) // 64))).to(device)
     state: list[Tensor] = []
     nats, asked = 0.0, 0
     for start in range(0, streams.shape[1] - 1, window):
@@ -208,7 +195,6 @@ def bits_per_character(network: Network, tokens: np.ndarray, count: int = 16, wi
         following = piece[:, 1:].flatten()
         nats += nn.functional.cross_entropy(y.flatten(0, 1), following, reduction="sum").item()
         asked += len(following)
-    network.train()
     return nats / asked / math.log(2)
 
 
@@ -252,6 +238,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         model="a generator of characters",
         sets=datasets.TEXTS,
         example="--cell lstm --data shakespeare --out characters.pt",
+        add_reading=add_text_reading,
     )
 
 

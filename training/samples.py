@@ -8,9 +8,9 @@ from pathlib import Path
 from training import data as datasets
 
 
-def written_samples(folder: Path, task: str, name: str, part: str) -> Path:
+def written_samples(folder: Path, task: str, name: str, part: str, before: int = 0) -> Path:
     """Write a part (train, validation, test) of a task's data set into the folder, and give the file's path: a CSV of
-    the series' values, a CSV of text and label, or the text."""
+    the series' values, with so many `before` the part as a model reads first, a CSV of text and label, or the text."""
     suffix = ".txt" if task == "generate" else ".csv"
     path = folder / f"{name}, its {part} part{suffix}"
     if task == "generate":
@@ -22,7 +22,9 @@ def written_samples(folder: Path, task: str, name: str, part: str) -> Path:
         rows = [("text", "label"), *((review.text, review.label) for review in reviews)]
     else:
         series = datasets.load(name)
-        rows = [("value",), *((f"{series.values[place]:g}",) for place in series.parts[part])]
+        places = series.parts[part]
+        values = series.values[max(0, places.start - before) : places.stop]
+        rows = [("value",), *((repr(float(value)),) for value in values)]
     with path.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows(rows)
     return path

@@ -13,13 +13,10 @@ The same seed gives the same weights on the same machine with the same number of
 
 from __future__ import annotations
 
-import copy
 import math
-import os
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,20 +24,21 @@ import numpy as np
 import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
+from sklearn.multiclass import OneVsRestClassifier
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from seqexport.checkpoint import write_checkpoint
 from seqexport.networks import Network
 from seqexport.pipelines import Classify
-from seqexport.specs import Cell, NetworkSpec, Pooling
+from seqexport.specs import NetworkSpec, Pooling
 from seqexport.text import Vocabulary
 from training import data as datasets
-from training.command import Preset, check_options, run
+from training.command import Options, Preset, run
 from training.data import Review, Reviews
-from training.optimisation import descend, initialise, learning_rate_factor
+from training.loop import Plan, Training
+from training.optimisation import initialise
+from training.own_data import add_reviews_reading, read_reviews
 
-LABELS = ["negative", "positive"]
 TFIDF_STRENGTHS = (1.0, 3.0, 10.0, 30.0, 100.0)  # C of the logistic regression, tuned on the validation part
 
 
@@ -77,92 +75,89 @@ def recipe(data: str, preset: Preset) -> Recipe:
     return plan
 
 
-def train(
-    cell: Cell,
-    data: str,
-    out: str | os.PathLike[str],
-    *,
-    preset: Preset = "default",
-    seed: int = 0,
-    steps: int | None = None,
-    minutes: float | None = None,
-    threads: int = 2,
-) -> dict[str, Any]:
-    """Train, score on the test part beside the baselines, write the checkpoint `out`, and return the metrics.
+class Opinion(nn.Module):
+    """The loss: how unlikely the network finds the labels."""
 
-    steps, minutes: caps on the training, for trials; with `minutes` a slower machine gets other weights. Sets torch's
-    number of threads. Raises SeqExportError where an option makes no sense, the data can't be had, the loss is not
-    finite, or `out` can't be written; an older `out` is then untouched.
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+        self.classify = Classify(network)
+
+    def forward(self, tokens: Tensor, lengths: Tensor, labels: Tensor) -> Tensor:
+        """Tokens (B, T), lengths (B) and labels (B) → nats a text."""
+        return nn.functional.cross_entropy(self.classify.logits(tokens, lengths), labels)
+
+
+def train(options: Options) -> dict[str, Any]:
+    """Train, score on the test part beside the baselines, write the checkpoint, and return the metrics.
+
+    Sets torch's number of threads. Raises SeqExportError where the data can't be had, the loss is not finite, or the
+    checkpoint can't be written; an older one is then untouched.
     """
-    out = Path(out)
-    check_options(cell, preset, out, seed, steps, minutes, threads)
-    reviews = datasets.load_reviews(data)
-    plan = recipe(data, preset)
-    torch.set_num_threads(threads)
-    torch.manual_seed(seed)
-    rng = np.random.default_rng(seed)
-
+    reviews = (
+        datasets.load_reviews(options.data)
+        if options.data
+        else read_reviews(Path(str(options.file)), **options.reading)
+    )
+    plan = recipe(reviews.name, options.preset)
+    torch.manual_seed(options.seed)
     vocabulary = fit_vocabulary(reviews, plan.words)
     rows = {part: [vocabulary.encode(review.text) for review in reviews.parts[part]] for part in reviews.parts}
     labels = {part: np.array([review.label for review in reviews.parts[part]]) for part in reviews.parts}
     spec = NetworkSpec(
-        cell,
+        options.cell,
         plan.embedding,
         plan.hidden_size,
         plan.layers,
         vocabulary=len(vocabulary),
-        outputs=len(LABELS),
+        outputs=len(reviews.labels),
         pooling=plan.pooling,
     )
     network = Network(spec, plan.dropout)
     initialise(network)
     classify = Classify(network)
-    total = math.ceil(plan.epochs * len(rows["train"]) / plan.batch) if steps is None else steps
-    every = max(1, total // plan.looks)
-    optimizer = torch.optim.AdamW(network.parameters(), plan.learning_rate, weight_decay=plan.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, total))
-
-    began = time.perf_counter()
-    best, best_step, best_weights = -1.0, 0, copy.deepcopy(network.state_dict())
-    batches = endless_batches([len(row) for row in rows["train"]], plan.batch, rng)
-    progress = tqdm(range(1, total + 1), desc=f"{cell} on {data}", unit="step", mininterval=0.5)
-    for step in progress:
-        chosen = next(batches)  # positions of reviews of similar length
-        cut = [crop(rows["train"][index], plan.window, rng) for index in chosen]
+    batches = Batches([len(row) for row in rows["train"]], plan.batch, options.seed)
+    total = options.steps or math.ceil(plan.epochs * len(batches))
+    training = Training(
+        Opinion(network),
+        Plan(
+            total,
+            plan.learning_rate,
+            plan.weight_decay,
+            plan.clip,
+            max(1, total // plan.looks),
+            "accuracy",
+            more_is_better=True,
+        ),
+        options,
+        {**asdict(plan), "sha256": reviews.sha256},
+        f"{options.cell} on {reviews.name}",
+    )
+    for step in training:
+        chosen = batches[step - 1]  # positions of reviews of similar length
+        cut = [crop(rows["train"][index], plan.window, training.rng) for index in chosen]
         tokens, lengths = padded(cut)  # (B, T), (B)
-        tokens = tokens.masked_fill(torch.from_numpy(rng.random(tokens.shape) < plan.unknown), 0)
-        logits = classify.logits(tokens, lengths)  # (B, 2)
-        loss = nn.functional.cross_entropy(logits, torch.from_numpy(labels["train"][chosen]))
-        descend(loss, network, optimizer, schedule, plan.clip, step)
+        tokens = tokens.masked_fill(torch.from_numpy(training.rng.random(tokens.shape) < plan.unknown), 0)
+        own = training.share(len(chosen))
+        batch = (tokens[own], lengths[own], torch.from_numpy(labels["train"][chosen])[own])
+        training.descend(training.objective(*(part.to(training.device) for part in batch)))
+        if training.looks:
+            training.judge(lambda: float((predicted(classify, rows["validation"]) == labels["validation"]).mean()))
+    training.finish()
+    if not training.main:
+        return {}
 
-        out_of_time = minutes is not None and time.perf_counter() - began > 60 * minutes
-        if step % every == 0 or step == total or out_of_time:
-            accuracy = float((predicted(classify, rows["validation"]) == labels["validation"]).mean())
-            if accuracy > best:
-                best, best_step, best_weights = accuracy, step, copy.deepcopy(network.state_dict())
-            progress.set_postfix(loss=f"{loss.item():.3f}", validation=f"{accuracy:.4f}", best=f"{best:.4f}")
-        if out_of_time:
-            break
-    progress.close()
-    seconds = time.perf_counter() - began
-
-    network.load_state_dict(best_weights)
-    network.eval()
     metrics = {
         "metric": "accuracy",
         "test": scores(reviews.parts["test"], predicted(classify, rows["test"])),
         **baselines(reviews),
-        "validation": {"accuracy": best},
-        "seconds": round(seconds, 1),
-        "steps": best_step,
-        "seed": seed,
-        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        **training.metrics,
     }
     write_checkpoint(
-        out,
+        options.out,
         network,
         task="classify",
-        preprocessing={"vocabulary": vocabulary.to_dict(), "labels": LABELS, "window": plan.window},
+        preprocessing={"vocabulary": vocabulary.to_dict(), "labels": list(reviews.labels), "window": plan.window},
         metrics=metrics,
         data={
             "name": reviews.name,
@@ -171,8 +166,11 @@ def train(
             "texts": sum(map(len, reviews.parts.values())),
             "split": {part: len(texts) for part, texts in reviews.parts.items()},
             "sha256": reviews.sha256,
+            "language": reviews.language,
+            "hub": list(reviews.hub),
         },
     )
+    training.close()
     return metrics
 
 
@@ -182,16 +180,35 @@ def fit_vocabulary(reviews: Reviews, size: int) -> Vocabulary:
     return Vocabulary.counted(texts, reviews.unit, lowercase=True, size=size, least=2)
 
 
-def endless_batches(lengths: Sequence[int], batch: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """Positions of a batch of texts of similar length, so that little is padding; every text once an epoch."""
-    while True:
-        order = rng.permutation(len(lengths))
-        pools = np.array_split(order, max(1, len(order) // (50 * batch)))
+class Batches:
+    """Positions of texts of similar length, `batch` of them a step, so that little is padding; each text once an epoch.
+
+    A step's batch follows from its number and the seed, so a training can go on from any step.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch: int, seed: int) -> None:
+        self._lengths, self._batch, self._seed = np.array(lengths), batch, seed
+        self._epoch, self._batches = -1, self._drawn(0)
+
+    def __len__(self) -> int:
+        """Steps an epoch."""
+        return len(self._batches)
+
+    def __getitem__(self, step: int) -> np.ndarray:
+        """The batch of a step, counted from 0."""
+        epoch, place = divmod(step, len(self._batches))
+        if epoch != self._epoch:
+            self._epoch, self._batches = epoch, self._drawn(epoch)
+        return self._batches[place]
+
+    def _drawn(self, epoch: int) -> list[np.ndarray]:
+        rng = np.random.default_rng([self._seed, 0, epoch])
+        order = rng.permutation(len(self._lengths))
         batches = []
-        for pool in pools:
-            by_length = pool[np.argsort([lengths[index] for index in pool], kind="stable")]
-            batches += [by_length[start : start + batch] for start in range(0, len(pool), batch)]
-        yield from (batches[index] for index in rng.permutation(len(batches)))
+        for pool in np.array_split(order, max(1, len(order) // (50 * self._batch))):
+            by_length = pool[np.argsort(self._lengths[pool], kind="stable")]
+            batches += [by_length[start : start + self._batch] for start in range(0, len(pool), self._batch)]
+        return [batches[index] for index in rng.permutation(len(batches))]
 
 
 def crop(row: list[int], window: int, rng: np.random.Generator) -> list[int]:
@@ -208,14 +225,14 @@ def padded(rows: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def predicted(classify: Classify, rows: Sequence[list[int]], batch: int = 64) -> np.ndarray:
-    """The likelier label of each whole text, int64 [texts]. The network is in training mode again afterwards."""
-    classify.eval()
+    """The likeliest label of each whole text, int64 [texts], of a network in evaluation mode."""
+    device = next(classify.parameters()).device
     found = np.zeros(len(rows), dtype=np.int64)
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
     for start in range(0, len(order), batch):
         chosen = order[start : start + batch]
-        found[chosen] = classify.logits(*padded([rows[index] for index in chosen])).argmax(-1).numpy()
-    classify.train()
+        tokens, lengths = padded([rows[index] for index in chosen])
+        found[chosen] = classify.logits(tokens.to(device), lengths.to(device)).argmax(-1).cpu().numpy()
     return found
 
 
@@ -241,13 +258,14 @@ def baselines(reviews: Reviews) -> dict[str, Any]:
     targets = np.array([review.label for review in train])
     best, best_found, tuned = -1.0, np.zeros(0), {}
     for strength in TFIDF_STRENGTHS:
-        model = LogisticRegression(C=strength, solver="liblinear", random_state=0).fit(inputs, targets)
+        regression = LogisticRegression(C=strength, solver="liblinear", random_state=0)
+        model = (regression if len(reviews.labels) == 2 else OneVsRestClassifier(regression)).fit(inputs, targets)
         found = model.predict(tfidf.transform(review.text for review in validation))
         accuracy = float(np.mean(found == [review.label for review in validation]))
         if accuracy > best:
             best, tuned = accuracy, {"C": strength, "validation": accuracy}
             best_found = model.predict(tfidf.transform(review.text for review in test))
-    majority = np.full(len(test), int(2 * targets.sum() > len(targets)))
+    majority = np.full(len(test), np.bincount(targets).argmax())
     answers_of = {"TF-IDF + logistic regression": best_found, "majority": majority}
     return {
         "baselines": {
@@ -287,6 +305,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         model="a classifier of opinions",
         sets=datasets.REVIEWS,
         example="--cell lstm --data reviews-en --out sentiment.pt",
+        add_reading=add_reviews_reading,
     )
 
 
