@@ -91,16 +91,19 @@ def _front_matter(checkpoint: Checkpoint, words: _Words) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
     data, name = checkpoint.data, f"{checkpoint.data['name']}-{checkpoint.spec.cell}"
+    hub = list(data.get("hub") or [data["name"]])
+    sets = hub if len(hub) == len(words.results) else hub[:1] * len(words.results)
     results = [
         EvalResult(
             task_type=words.tag,
-            dataset_type=data["hub"][0] if data.get("hub") else data["name"],
+            dataset_type=known,
             dataset_name=part,
+            dataset_config=part if len(words.results) > 1 else None,  # without it the Hub's library would merge them
             dataset_split="test",
             metric_type=metric,
             metric_value=float(f"{value:.5g}"),
         )
-        for part, metric, value in words.results
+        for known, (part, metric, value) in zip(sets, words.results, strict=True)
     ]
     card = ModelCardData(
         model_name=name,

@@ -18,6 +18,8 @@ from training import publish
 
 EXPORTED = publish.ROOT / "exported"
 MODELS = {model.name: model for model in publish.MODELS}
+FEW = ("sunspots-gru", "uk-demand-lstm", "sentiment-en", "characters-en")  # the others in the slow run
+FEW_FIRST = [pytest.param(name, marks=[] if name in FEW else [pytest.mark.slow]) for name in MODELS]
 
 
 def shipped_report(name):
@@ -27,7 +29,7 @@ def shipped_report(name):
     return Report(tuple(Outcome(case["part"], case["case"], case["errors"]) for case in content["cases"]))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", FEW_FIRST)
 def test_shipped_files_are_verified_again(name):
     checkpoint = EXPORTED / name / "checkpoint.pt"
     task = seqexport.read_checkpoint(checkpoint).task
@@ -47,7 +49,7 @@ def test_shipped_files_have_every_property(name):
         assert len(report.properties) >= 8
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", FEW_FIRST)
 def test_exporting_a_shipped_checkpoint_again_gives_the_shipped_graph(name, tmp_path):
     report = seqexport.export(EXPORTED / name / "checkpoint.pt", tmp_path / "checkpoint.onnx")
     for file in report.files:
@@ -132,7 +134,7 @@ def test_what_is_shipped_stays_small_and_holds_nobodys_text():
     }
 
 
-@pytest.mark.parametrize("name", [model.name for model in publish.MODELS])
+@pytest.mark.parametrize("name", FEW_FIRST)
 def test_int8_is_of_the_files_beside_it_and_near_them(name):
     path = EXPORTED / name / "checkpoint.onnx"
     task = seqexport.load(path).metadata["task"]

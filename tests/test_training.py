@@ -162,7 +162,7 @@ def test_metrics_stand_beside_baselines_and_in_the_checkpoint(cell, tmp_path):
     metrics = trained(tmp_path / "net.pt", cell=cell)
     assert json.loads(json.dumps(metrics)) == metrics
     assert metrics["metric"] == "MAE" and metrics["horizon"] == 12
-    names = ["seasonal naive (24)", "last value", "ridge", "linear, absolute error", "AutoETS (24)"]
+    names = ["seasonal naive (24)", "last value", "ridge", "linear, absolute error", "AutoETS"]
     assert list(metrics["baselines"]) == list(metrics["baselines_crps"]) == names
     assert set(metrics["test"]) == {"mae", "rmse", "coverage_50", "coverage_90", "crps", "origins"}
     assert metrics["test"]["origins"] == 200 - 12 + 1
