@@ -271,7 +271,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for target in measure([options.only] if options.only else PARTS, options.seconds):
                 found.append(target)
                 print(
-                    f"{target.what}, beside {target.beside}: {target.text} ({target.reach}: {target.reached})",
+                    f"{target.what}, beside {target.beside}: {target.text}"
+                    + (f" ({target.reach}: {target.reached})" if target.reach else ""),
                     flush=True,
                 )
             if options.write:
