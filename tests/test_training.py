@@ -17,7 +17,7 @@ from seqexport.checkpoint import read_checkpoint
 from seqexport.errors import SeqExportError, SpecError
 from seqexport.pipelines import Forecast
 from seqexport.specs import CELLS
-from training import data, forecasting
+from training import baselines, data, forecasting
 from training.command import Options
 from training.data import Series
 from training.optimisation import learning_rate_factor
@@ -111,18 +111,18 @@ def test_seasonal_naive_equals_a_hand_computation():
     # 20 values, the last 4 are the test part; horizon 3, so origins 16 and 17; season 2.
     values = np.array([*range(12), 5, 7, 1, 4, 2, 8, 3, 6])
     series = series_of(values, season=2, horizon=3)
-    path = forecasting.seasonal_naive(series, "test")
+    path = baselines.seasonal_naive(series, "test")
     assert path.tolist() == [[1, 4, 1], [4, 2, 4]]  # never a value from the origin on
     # truths 2 8 3 and 8 3 6: errors 1 4 2 and 4 1 2
-    assert forecasting.baseline_error(series, "test", path) == pytest.approx(14 / 6)
-    assert forecasting.last_value(series, "test").tolist() == [[4, 4, 4], [2, 2, 2]]
+    assert baselines.baseline_error(series, "test", path) == pytest.approx(14 / 6)
+    assert baselines.last_value(series, "test").tolist() == [[4, 4, 4], [2, 2, 2]]
 
 
 def test_ridge_finds_a_linear_rule():
     noise = np.random.default_rng(1).standard_normal(600) * 1e-3
     series = series_of(5 + np.sin(np.arange(600) * 0.3) + noise)
-    path, tuned = forecasting.tuned_ridge(series)
-    assert forecasting.baseline_error(series, "test", path("test")) < 5e-3
+    path, tuned = baselines.tuned_ridge(series)
+    assert baselines.baseline_error(series, "test", path("test")) < 5e-3
     assert path("validation").shape == (len(series.origins("validation")), series.horizon)
     assert set(tuned) == {"window", "penalty", "transform"}
 
@@ -261,7 +261,7 @@ def test_the_sunspots_arrive_and_the_baselines_are_the_known_ones(cache):
     assert len(series.values) == 3126
     assert (series.values[0], series.values[-1]) == (58.0, 2.6)
     assert [str(label) for label in series.labels[[0, -1]]] == ["1749-01", "2009-06"]
-    found = forecasting.baselines(series)["baselines"]
+    found = baselines.baselines(series)["baselines"]
     assert found["last value"] == pytest.approx(21.58, abs=0.01)
     assert found["seasonal naive (132)"] == pytest.approx(31.43, abs=0.01)
     assert 15.5 < found["ridge"] < 17.7
