@@ -265,3 +265,13 @@ def test_the_sunspots_arrive_and_the_baselines_are_the_known_ones(cache):
     assert found["last value"] == pytest.approx(21.58, abs=0.01)
     assert found["seasonal naive (132)"] == pytest.approx(31.43, abs=0.01)
     assert 15.5 < found["ridge"] < 17.7
+
+
+@pytest.mark.slow
+def test_the_electricity_series_arrive_whole():
+    hours, halves = data.load("electricity"), data.load("uk-demand")
+    assert (len(hours.values), len(halves.values)) == (26_304, 4_032)
+    assert [str(label) for label in hours.labels[[0, -1]]] == ["2012-01-01T00", "2014-12-31T23"]
+    assert [str(label) for label in halves.labels[[0, -1]]] == ["2000-06-05T00:00", "2000-08-27T23:30"]
+    assert halves.values[:3].tolist() == [22_262, 21_756, 22_247]
+    assert hours.values[0] == pytest.approx(1300.576324)

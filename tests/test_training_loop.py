@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -85,6 +86,21 @@ def test_another_training_is_not_gone_on_with(tmp_path, monkeypatch):
     (tmp_path / "net.pt.stopped").write_bytes(b"damaged")
     with pytest.raises(CheckpointError, match=r"net\.pt\.stopped is not a checkpoint"):
         forecasting.train(options_of("sine", out, steps=30))
+
+
+def test_a_training_that_was_over_when_it_was_stopped_takes_no_further_step(tmp_path, monkeypatch):
+    small = dataclasses.replace(forecasting.Recipe(hidden_size=8, context=20, burn_in=4), every=2, patience=1)
+    monkeypatch.setattr(forecasting, "recipe", lambda *about: dataclasses.replace(small, learning_rate=1.0))
+    forecasting.train(options_of("sine", tmp_path / "whole.pt", steps=60))
+    curve = read_checkpoint(tmp_path / "whole.pt").metrics["curve"]
+    assert curve[-1][0] < 60  # patience ended it
+    with monkeypatch.context() as patched:
+        patched.setattr(Training, "finish", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            forecasting.train(options_of("sine", tmp_path / "net.pt", steps=60))
+    forecasting.train(options_of("sine", tmp_path / "net.pt", steps=60))
+    assert read_checkpoint(tmp_path / "net.pt").metrics["curve"] == curve
+    assert distance(tmp_path / "net.pt", tmp_path / "whole.pt") == 0
 
 
 @pytest.mark.slow

@@ -204,8 +204,11 @@ class Training:
         better = better or self.plan.keep == "last"
         if better or (math.isnan(progress.best) and math.isfinite(value)):
             progress.best, progress.best_step, self._best_weights = value, progress.step, self._weights()
-        elif self.plan.patience and progress.step - progress.best_step >= self.plan.every * self.plan.patience:
-            self._stopped = True
+        self._stopped = self._stopped or self._patience_is_over()
+
+    def _patience_is_over(self) -> bool:
+        progress, patience = self._progress, self.plan.patience
+        return patience is not None and progress.step - progress.best_step >= self.plan.every * patience
 
     def finish(self) -> None:
         """Put the kept weights into the network, in evaluation mode. Raises SeqExportError where no look was finite."""
@@ -284,6 +287,7 @@ class Training:
         progress = dict(tree["progress"])
         progress["curve"] = [Look(*look) for look in progress["curve"]]
         self._progress = _Progress(**progress)
+        self._stopped = self._patience_is_over()
         self.network.load_state_dict(tree["weights"])
         self._best_weights = tree["best_weights"]
         self._optimizer.load_state_dict(tree["optimizer"])
