@@ -181,7 +181,8 @@ def _classify(checkpoint: Checkpoint) -> _Words:
 On the test part, which neither training nor the choice of the model has seen, with the 95 % interval:
 
 {_table(header, rows)}
-""",
+
+{_calibration(metrics)}{_checklist(metrics.get("checklist"))}""",
         use="""\
 import seqexport
 from seqexport.text import Vocabulary
@@ -210,7 +211,8 @@ Bits per character of the test part's {test["characters"]:,} characters ({test["
 training), which neither training nor the choice of the model has seen:
 
 {table}
-""",
+
+{_samples(metrics.get("samples"))}""",
         use="""\
 import numpy
 import seqexport
@@ -224,6 +226,37 @@ outputs = runtime.run({"prompt": prompt, "uniforms": uniforms, "temperature": 0.
 text = vocabulary.decode(outputs["tokens"][0])""",
         limits=f"It was trained to look back over {preprocessing['window']:,} characters; what it writes has the "
         "style of its source and means nothing.",
+    )
+
+
+def _calibration(metrics: Mapping[str, Any]) -> str:
+    errors = {part: test.get("calibration_error") for part, test in metrics["test"].items()}
+    if None in errors.values():
+        return ""
+    told = ", ".join(f"{error:.3f} on {part}" for part, error in errors.items())
+    return (
+        f"Expected calibration error (15 bins): {told}; the head was divided by a temperature of "
+        f"{metrics['temperature']:.2f},\nfitted on the validation part.\n\n"
+    )
+
+
+def _checklist(found: Mapping[str, Any] | None) -> str:
+    """What came out of the hand-written sentences; nothing where there are none in the language."""
+    if not found:
+        return ""
+    rows = [(kind, f"{right} of {count}") for kind, (right, count) in found["kinds"].items()]
+    wrong = [f"- {text} ({label}; it thinks {_percent(share)} positive)" for text, label, share in found["wrong"]]
+    told = "\nThose that it gets wrong:\n" + "\n".join(wrong) + "\n" if wrong else ""
+    return f"A small hand-written list of sentences, as it came out:\n\n{_table(('what', 'right'), rows)}\n{told}\n"
+
+
+def _samples(found: Mapping[str, Any] | None) -> str:
+    """What the model writes; nothing where a checkpoint tells nothing of it."""
+    if not found:
+        return ""
+    texts = [f"Seed {seed}:\n```text\n{text.strip()}\n```\n" for seed, text in found["texts"].items()]
+    return f"What it writes at temperature {found['temperature']}, with the first seeds, not picked:\n\n" + "\n".join(
+        texts
     )
 
 

@@ -16,11 +16,21 @@ import torch
 
 from seqexport.checkpoint import read_checkpoint
 from seqexport.errors import CheckpointError, FileError, SpecError
-from training import chargen, forecasting, sentiment
+from training import chargen, forecasting, language, sentiment
 from training.command import Options
 from training.loop import Training
 
 ROOT = Path(__file__).parents[1]
+PRETRAINED = sentiment.Recipe(
+    embedding=8, hidden_size=16, language=language.Recipe(epochs=1, streams=4, window=12, drawn=10, looks=3)
+)
+
+
+def pretrained(options: Options) -> dict:
+    """The classifier that learns the language of its texts first: two trainings, one after the other."""
+    return sentiment.train(options, PRETRAINED, beside=False)
+
+
 TASKS = {
     "forecast": (forecasting.train, "sine", 60),
     "classify": (sentiment.train, "opinions", 40),
@@ -41,7 +51,9 @@ def distance(first: Path, second: Path) -> float:
     return max(float((one[name] - other[name]).abs().max()) for name in one)
 
 
-@EVERY_TASK
+@pytest.mark.parametrize(
+    "train, data, steps", [*TASKS.values(), (pretrained, "opinions", 20)], ids=[*TASKS, "pretrained"]
+)
 def test_a_stopped_training_goes_on_to_the_same_weights(train, data, steps, tmp_path, monkeypatch):
     train(options_of(data, tmp_path / "whole.pt", steps=steps))
     taken, descend = 0, Training.descend
@@ -53,7 +65,8 @@ def test_a_stopped_training_goes_on_to_the_same_weights(train, data, steps, tmp_
             raise KeyboardInterrupt
         descend(self, loss)
 
-    stops = set(np.random.default_rng().integers(steps // 3, steps, 2).tolist())
+    last = steps * (2 if train is pretrained else 1)
+    stops = set(np.random.default_rng().integers(steps // 3, last, 2).tolist())
     monkeypatch.setattr(Training, "descend", stopped)
     out = tmp_path / "net.pt"
     for _ in range(3):

@@ -17,6 +17,7 @@ from seqexport.pipelines import Classify
 from seqexport.specs import NetworkSpec
 from seqexport.text import Vocabulary
 from training import chargen, data, ngrams, sentiment
+from training.checklist import CHECKS, checked
 from training.command import Options
 from training.data import BLOCK, Review
 
@@ -163,9 +164,45 @@ def test_the_regression_and_the_majority_are_scored_by_source():
 
 def test_scores_are_by_source_with_their_interval():
     texts = [Review("a", 1, "one")] * 4 + [Review("b", 0, "two")]
-    found = sentiment.scores(texts, np.array([1, 1, 1, 0, 0]))
-    assert found["one"] == {"accuracy": 0.75, "texts": 4, "interval": pytest.approx(1.96 * math.sqrt(0.1875 / 4))}
-    assert found["two"] == {"accuracy": 1.0, "texts": 1, "interval": 0.0}
+    positive = np.array([0.7, 0.7, 0.7, 0.1, 0.0], np.float32)
+    found = sentiment.scores(texts, np.stack([1 - positive, positive], 1))
+    # Three of four right at 0.7: the bin says 0.7 and holds 1; the fourth says 0.9 of what is wrong.
+    error = pytest.approx(0.75 * 0.3 + 0.25 * 0.9, abs=1e-6)
+    interval = pytest.approx(1.96 * math.sqrt(0.1875 / 4))
+    assert found["one"] == {"accuracy": 0.75, "texts": 4, "interval": interval, "calibration_error": error}
+    assert found["two"] == {"accuracy": 1.0, "texts": 1, "interval": 0.0, "calibration_error": 0.0}
+
+
+def test_calibration_changes_probabilities_and_no_label():
+    rng = np.random.default_rng(0)
+    torch.manual_seed(0)
+    classify = Classify(Network(NetworkSpec("gru", 4, 8, vocabulary=9, outputs=2, pooling="last"))).eval()
+    rows = [rng.integers(1, 9, 1 + n % 7).tolist() for n in range(400)]
+    with torch.no_grad():
+        classify.network.head.weight *= 30  # far too sure
+        classify.network.head.bias *= 30
+    before = sentiment.answers(classify, rows)
+    shares = sentiment.probabilities(before / 20)[:, 1]
+    labels = (rng.random(400) < shares).astype(np.int64)  # what a twentieth of the answers says is the truth
+    temperature = sentiment.calibrate(classify.network, before, labels)
+    after = sentiment.answers(classify, rows)
+    assert temperature > 3
+    assert np.allclose(after * temperature, before, rtol=1e-4, atol=1e-4)
+    assert (after.argmax(1) == before.argmax(1)).all()
+
+
+def test_the_check_list_counts_by_kind_and_tells_what_was_wrong():
+    for language, checks in CHECKS.items():
+        assert len({check.text for check in checks}) == len(checks) > 20
+        assert {check.label for check in checks} == {0, 1}
+        always = checked(language, ("negative", "positive"), lambda texts: np.array([[0.2, 0.8]] * len(texts)))
+        positive = [check for check in checks if check.label]
+        assert sum(right for right, _ in always["kinds"].values()) == len(positive)
+        assert sum(count for _, count in always["kinds"].values()) == len(checks)
+        assert [entry[0] for entry in always["wrong"]] == [check.text for check in checks if not check.label]
+        assert all(entry[1:] == ["negative", 0.8] for entry in always["wrong"])
+    assert checked("en", ("sport", "trade"), None) is None
+    assert checked(None, ("negative", "positive"), None) is None
 
 
 # --- training
@@ -192,9 +229,9 @@ def test_predictions_do_not_depend_on_the_batch():
     torch.nn.init.zeros_(classify.network.head.bias)
     classify.eval()
     rows = [np.random.default_rng(n).integers(1, 9, 1 + n % 7).tolist() for n in range(30)]
-    alone = np.concatenate([sentiment.predicted(classify, [row]) for row in rows])
-    assert sentiment.predicted(classify, rows, batch=7).tolist() == alone.tolist()
-    assert 0 < alone.sum() < len(alone)
+    alone = np.concatenate([sentiment.answers(classify, [row]) for row in rows])
+    assert np.allclose(sentiment.answers(classify, rows, batch=7), alone, atol=1e-6)
+    assert 0 < alone.argmax(1).sum() < len(alone)
 
 
 def test_bits_per_character_equal_a_direct_computation():
@@ -230,7 +267,9 @@ def test_a_classifier_and_its_documented_metrics(tmp_path):
     metrics = trained(OPINIONS, tmp_path / "net.pt")
     assert json.loads(json.dumps(metrics)) == metrics
     assert metrics["metric"] == "accuracy"
-    assert set(metrics["test"]["opinions"]) == {"accuracy", "texts", "interval"}
+    assert set(metrics["test"]["opinions"]) == {"accuracy", "texts", "interval", "calibration_error"}
+    assert metrics["checklist"] is None  # the generated sentences are of no language that has one
+    assert metrics["pretraining"] == {} and 0.1 < metrics["temperature"] < 10
     assert metrics["test"]["opinions"]["texts"] == len(data.opinions().parts["test"])
     assert all(set(row) == {"opinions"} for row in metrics["baselines"].values())
     assert set(metrics["validation"]) == {"accuracy"}
@@ -244,8 +283,9 @@ def test_a_classifier_and_its_documented_metrics(tmp_path):
     assert sum(checkpoint.data["split"].values()) == checkpoint.data["texts"]
     vocabulary = Vocabulary.from_dict(checkpoint.preprocessing["vocabulary"])
     rows = [vocabulary.encode(review.text) for review in data.opinions().parts["test"]]
-    found = sentiment.predicted(checkpoint.pipeline("classify"), rows)
-    assert sentiment.scores(data.opinions().parts["test"], found) == metrics["test"]
+    found = sentiment.probabilities(sentiment.answers(checkpoint.pipeline("classify"), rows))
+    again = sentiment.scores(data.opinions().parts["test"], found)["opinions"]
+    assert again == pytest.approx(metrics["test"]["opinions"], abs=1e-6)
 
 
 def test_a_generator_and_its_documented_metrics(tmp_path):

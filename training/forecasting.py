@@ -111,6 +111,20 @@ def recipe(series: Series, cell: Cell, preset: Preset) -> Recipe:
     return Recipe(dropout=0.2) if series.name == "sunspots" else Recipe()
 
 
+def network_spec(plan: Recipe, cell: Cell) -> NetworkSpec:
+    """The network of a recipe."""
+    return NetworkSpec(
+        cell,
+        1 + len(plan.lags),
+        plan.hidden_size,
+        plan.layers,
+        outputs=2,
+        pooling="every",
+        lags=plan.lags,
+        skip=bool(plan.lags),  # past the cell, a value's likeness to those before it is the linear one
+    )
+
+
 class NextValues(nn.Module):
     """The loss: how unlikely the network finds each value that comes next, and how far its own forecast is off."""
 
@@ -158,25 +172,17 @@ def start_from_regression(network: Network, z: Tensor) -> None:
     head.bias[:] = torch.tensor([float(model.intercept_), math.log(math.expm1(max(spread, 1e-2)))])
 
 
-def train(options: Options) -> dict[str, Any]:
+def train(options: Options, plan: Recipe | None = None, beside: bool = True) -> dict[str, Any]:
     """Train, score on the test part beside the baselines, write the checkpoint, and return the metrics.
 
+    plan: instead of the data set's recipe. beside: whether the baselines are computed, which takes a while.
     Sets torch's number of threads. Raises SeqExportError where the data can't be had or are too few, the loss is not
     finite, or the checkpoint can't be written; an older one is then untouched.
     """
     series = datasets.load(options.data) if options.data else read_series(Path(str(options.file)), **options.reading)
-    plan = recipe(series, options.cell, options.preset)
+    plan = plan or recipe(series, options.cell, options.preset)
     torch.manual_seed(options.seed)
-    spec = NetworkSpec(
-        options.cell,
-        1 + len(plan.lags),
-        plan.hidden_size,
-        plan.layers,
-        outputs=2,
-        pooling="every",
-        lags=plan.lags,
-        skip=bool(plan.lags),  # past the cell, a value's likeness to those before it is the linear one
-    )
+    spec = network_spec(plan, options.cell)
     network = Network(spec, plan.dropout)
     initialise(network)
     scaling = fit_scaling(series)
@@ -226,7 +232,7 @@ def train(options: Options) -> dict[str, Any]:
             **spread_of_paths(forecast, values, series, "test", plan.history, options.seed),
             "origins": len(series.origins("test")),
         },
-        **baselines(series),
+        **(baselines(series) if beside else {}),
         **training.metrics,
     }
     write_checkpoint(

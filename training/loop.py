@@ -47,7 +47,8 @@ from training.optimisation import learning_rate_factor
 class Plan:
     """How far and how fast. learning_rate: the highest, after the warm-up. clip: of the gradient's norm. every: steps
     between two looks. patience: looks without a better one after which the training stops. metric: what a look finds,
-    of which less is better unless `more_is_better`. keep: the weights of the best look, or those of the last step."""
+    of which less is better unless `more_is_better`. keep: the weights of the best look, or those of the last step.
+    enough: a figure with which the training may stop."""
 
     total: int
     learning_rate: float
@@ -58,6 +59,7 @@ class Plan:
     patience: int | None = None
     more_is_better: bool = False
     keep: Literal["best", "last"] = "best"
+    enough: float | None = None
 
 
 @dataclass
@@ -76,9 +78,10 @@ class Training:
     """One training, from its first step or from where an interrupted one stopped, to the weights that are kept.
 
     objective: a module with the attribute `network`; called with a process's part of a batch it gives the loss, or a
-    tuple that starts with it. identity: what the weights follow from, besides the options; a stopped run is only gone
-    on with by the same. rng: numpy's, new at every step. carried: what a script hands from step to step, tensors
-    (…, B, …) with the batch second, kept with a stopped run.
+    tuple that starts with it. All its weights are trained and kept. identity: what the weights follow from, besides
+    the options; a stopped run is only gone on with by the same. rng: numpy's, new at every step. carried: what a
+    script hands from step to step, tensors (…, B, …) with the batch second, kept with a stopped run. stopped_file:
+    where it is kept.
     """
 
     def __init__(
@@ -88,6 +91,7 @@ class Training:
         self._accelerator = accelerate.Accelerator(mixed_precision=options.precision)
         self.plan, self._options, self._label = plan, options, label
         self.network: Network = objective.network  # type: ignore[assignment]
+        self._bare = objective
         optimizer = torch.optim.AdamW(objective.parameters(), plan.learning_rate, weight_decay=plan.weight_decay)
         self.objective, self._optimizer = self._accelerator.prepare(objective, optimizer)
         self.objective.register_forward_pre_hook(lambda *_: self._batch_is_there())
@@ -100,8 +104,8 @@ class Training:
         settings = {"seed": options.seed, "steps": options.steps, "cell": options.cell, "precision": options.precision}
         settings |= {"threads": options.threads, "processes": self._accelerator.num_processes, **identity}
         self._identity: dict[str, Any] = json.loads(json.dumps(settings, default=str))
-        self._stop = Path(f"{options.out}.stopped")
-        if self._stop.exists():
+        self.stopped_file = Path(f"{options.out}.stopped")
+        if self.stopped_file.exists():
             self._go_on()
 
     @property
@@ -204,11 +208,15 @@ class Training:
         better = better or self.plan.keep == "last"
         if better or (math.isnan(progress.best) and math.isfinite(value)):
             progress.best, progress.best_step, self._best_weights = value, progress.step, self._weights()
-        self._stopped = self._stopped or self._patience_is_over()
+        self._stopped = self._stopped or self._is_over()
 
-    def _patience_is_over(self) -> bool:
-        progress, patience = self._progress, self.plan.patience
-        return patience is not None and progress.step - progress.best_step >= self.plan.every * patience
+    def _is_over(self) -> bool:
+        """Whether there was no better look for too long, or one that is good enough."""
+        progress, plan = self._progress, self.plan
+        sign = 1 if plan.more_is_better else -1
+        if plan.enough is not None and sign * progress.best > sign * plan.enough:
+            return True
+        return plan.patience is not None and progress.step - progress.best_step >= plan.every * plan.patience
 
     def finish(self) -> None:
         """Put the kept weights into the network, in evaluation mode. Raises SeqExportError where no look was finite."""
@@ -217,14 +225,14 @@ class Training:
                 f"The {self.plan.metric} on the validation part is not finite after {self._progress.step} steps: try "
                 "another seed."
             )
-        self.network.load_state_dict(self._best_weights)
+        self._bare.load_state_dict(self._best_weights)
         self.network.eval()
 
     def close(self) -> None:
         """The checkpoint is written: draw the learning curve beside it, and forget how to go on."""
         out = self._options.out
         draw_curve(out.with_name(f"{out.stem}.curve.png"), self._progress.curve, self.plan.metric, self._label)
-        self._stop.unlink(missing_ok=True)
+        self.stopped_file.unlink(missing_ok=True)
 
     def _draw_anew(self) -> None:
         """Both generators of random numbers, from the seed and the step; torch's, which dropout uses, by process."""
@@ -243,7 +251,7 @@ class Training:
         return broadcast_object_list(told)[0] if self._accelerator.num_processes > 1 else told[0]
 
     def _weights(self) -> dict[str, Tensor]:
-        return {name: tensor.detach().cpu().clone() for name, tensor in self.network.state_dict().items()}
+        return {name: tensor.detach().cpu().clone() for name, tensor in self._bare.state_dict().items()}
 
     # Going on where a run was stopped
 
@@ -267,32 +275,32 @@ class Training:
         }
         buffer = io.BytesIO()
         torch.save(content, buffer)
-        replace_file(self._stop, buffer.getvalue())
+        replace_file(self.stopped_file, buffer.getvalue())
 
     def _go_on(self) -> None:
         """Take up the training that a file tells of. Raises FileError where it is another one's."""
-        tree = read_content(self._stop).tree
+        tree = read_content(self.stopped_file).tree
         try:
             known = json.loads(tree["identity"])
         except (KeyError, TypeError, ValueError) as error:
             raise FileError(
-                f"{self._stop} does not tell of a stopped training: delete it, or give another --out."
+                f"{self.stopped_file} does not tell of a stopped training: delete it, or give another --out."
             ) from error
         other = [name for name in {**known, **self._identity} if known.get(name) != self._identity.get(name)]
         if other:
             told = ", ".join(f"{name} {known.get(name)} and not {self._identity.get(name)}" for name in other)
             raise FileError(
-                f"{self._stop} is of a training that was stopped and had {told}: go on with those, or delete it."
+                f"{self.stopped_file} is of a training that was stopped and had {told}: go on with those, or delete it."
             )
         progress = dict(tree["progress"])
         progress["curve"] = [Look(*look) for look in progress["curve"]]
         self._progress = _Progress(**progress)
-        self._stopped = self._patience_is_over()
-        self.network.load_state_dict(tree["weights"])
+        self._stopped = self._is_over()
+        self._bare.load_state_dict(tree["weights"])
         self._best_weights = tree["best_weights"]
         self._optimizer.load_state_dict(tree["optimizer"])
         ranks, rank = self._accelerator.num_processes, self._accelerator.process_index
         own = [part.chunk(ranks)[rank].to(self.device) for part in tree["carried"]]
         self.carried = tuple(part.transpose(0, 1).contiguous() for part in own)
         if self.main:
-            tqdm.write(f"Going on from step {self._progress.step} of {self._stop}.")
+            tqdm.write(f"Going on from step {self._progress.step} of {self.stopped_file}.")
