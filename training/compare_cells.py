@@ -18,7 +18,7 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,14 +76,14 @@ def tasks() -> dict[str, Task]:
         plan = replace(base, hidden_size=hidden, layers=1, dropout=0.0, steps=steps, patience=None)
         found.append(Task(name, f"{name}, MAE", "mae", plan, _forecasting, forecasting.network_spec))
     reviews = datasets.load_reviews("reviews-zh")
-    words = replace(sentiment.recipe(reviews.name, "default"), hidden_size=128, epochs=4, looks=8, language=None)
+    words = sentiment.Recipe(hidden_size=128, epochs=2.5, looks=8, unknown=0.2)
     size = len(sentiment.fit_vocabulary(reviews, words.words))
     found.append(
         Task(
             "opinions",
             "opinions in Chinese, accuracy",
             "accuracy",
-            replace(words, learning_rate=2e-3),
+            words,
             _sentiment,
             lambda plan, cell: sentiment.network_spec(plan, cell, size, len(reviews.labels)),
             more_is_better=True,
@@ -173,7 +173,10 @@ class Trainings:
 
     def key(self, run: Run) -> str:
         """A run's name with what its result follows from besides."""
-        plan = json.dumps(asdict(self._tasks[run.task].plan), sort_keys=True, default=str)
+        recipe = self._tasks[run.task].plan
+        given = {part.name: (getattr(recipe, part.name), part.default) for part in fields(recipe)}
+        chosen = {name: value for name, (value, default) in given.items() if value != default}
+        plan = json.dumps(chosen, sort_keys=True, default=str)
         return f"{run.name} {hashlib.sha256(plan.encode()).hexdigest()[:8]}"
 
     def results(self, runs: Sequence[Run]) -> dict[Run, dict[str, Any]]:

@@ -35,7 +35,7 @@ from seqexport.pipelines import Classify
 from seqexport.specs import Cell, NetworkSpec, Pooling
 from seqexport.text import Vocabulary
 from training import data as datasets
-from training import language
+from training import language, teachers
 from training.checklist import checked
 from training.command import Options, Preset, run
 from training.data import Review, Reviews
@@ -69,6 +69,7 @@ class Recipe:
     clip: float = 1.0  # the norm of the gradient: the usual guard of recurrent nets
     looks: int = 20  # at the validation part, evenly over the training
     language: language.Recipe | None = None  # whether the net learns the texts' language first, and how
+    teacher: teachers.Recipe | None = None  # whether it learns what linear models think besides the labels, and how
 
 
 def recipe(data: str, preset: Preset) -> Recipe:
@@ -83,18 +84,11 @@ def recipe(data: str, preset: Preset) -> Recipe:
             window=400,
             epochs=4,
             learning_rate=1e-3,
-            language=language.Recipe(epochs=5, drawn=1024),
+            language=language.Recipe(epochs=5),
+            teacher=teachers.Recipe(),
         )
-    if data == "reviews-zh":
-        plan = replace(
-            plan,
-            embedding=96,
-            hidden_size=160,
-            epochs=8,
-            unknown=0.15,
-            learning_rate=1e-3,
-            language=language.Recipe(epochs=12, streams=32, window=64, drawn=1024, dropout=0.3),
-        )
+    if data == "reviews-zh":  # a third of the texts, all short: 83.9 %, with the values above 83.1 %
+        plan = replace(plan, epochs=10, unknown=0.2)
     if preset == "tutorial":
         return replace(plan, embedding=100, hidden_size=128, dropout=0.3)
     return plan
@@ -127,7 +121,7 @@ class Opinion(nn.Module):
         return self.classify.network
 
     def forward(self, tokens: Tensor, lengths: Tensor, labels: Tensor) -> Tensor:
-        """Tokens (B, T), lengths (B) and labels (B) → nats a text."""
+        """Tokens (B, T), lengths (B) and the labels' probabilities (B, C) → nats a text."""
         return nn.functional.cross_entropy(self.classify.logits(tokens, lengths), labels)
 
 
@@ -159,7 +153,10 @@ def train(options: Options, plan: Recipe | None = None, beside: bool = True) -> 
         before, kept = language.pretrain(network, rows, plan.language, options, identity, label)
     objective = Opinion(network)
     classify = objective.classify
-    batches = Batches([len(row) for row in rows["train"]], plan.batch, options.seed)
+    texts, targets = rows["train"], np.eye(len(reviews.labels), dtype=np.float32)[labels["train"]]
+    if plan.teacher is not None:
+        texts, targets = teachers.taught(texts, labels["train"], len(reviews.labels), plan.teacher, options.seed)
+    batches = Batches([len(row) for row in texts], plan.batch, options.seed)
     total = options.steps or math.ceil(plan.epochs * len(batches))
     training = Training(
         objective,
@@ -178,11 +175,11 @@ def train(options: Options, plan: Recipe | None = None, beside: bool = True) -> 
     )
     for step in training:
         chosen = batches[step - 1]  # positions of reviews of similar length
-        cut = [crop(rows["train"][index], plan.window, training.rng) for index in chosen]
+        cut = [crop(texts[index], plan.window, training.rng) for index in chosen]
         tokens, lengths = padded(cut)  # (B, T), (B)
         tokens = tokens.masked_fill(torch.from_numpy(training.rng.random(tokens.shape) < plan.unknown), 0)
         own = training.share(len(chosen))
-        batch = (tokens[own], lengths[own], torch.from_numpy(labels["train"][chosen])[own])
+        batch = (tokens[own], lengths[own], torch.from_numpy(targets[chosen])[own])
         training.descend(training.objective(*(part.to(training.device) for part in batch)))
         if training.looks:
             training.judge(
