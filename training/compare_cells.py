@@ -71,12 +71,12 @@ class Variant:
 def tasks() -> dict[str, Task]:
     """All that is learnt, with budgets that let every variant be trained four times."""
     found = []
-    for name, hidden, steps in (("sunspots", 48, 500), ("electricity", 48, 400), ("uk-demand", 24, 400)):
+    for name, hidden, steps in (("sunspots", 48, 300), ("electricity", 48, 250), ("uk-demand", 24, 250)):
         base = forecasting.recipe(datasets.load(name), "lstm", "default")
         plan = replace(base, hidden_size=hidden, layers=1, dropout=0.0, steps=steps, patience=None)
         found.append(Task(name, f"{name}, MAE", "mae", plan, _forecasting, forecasting.network_spec))
     reviews = datasets.load_reviews("reviews-zh")
-    words = sentiment.Recipe(hidden_size=128, epochs=2.5, looks=8, unknown=0.2)
+    words = sentiment.Recipe(hidden_size=128, epochs=2, looks=8, unknown=0.2)
     size = len(sentiment.fit_vocabulary(reviews, words.words))
     found.append(
         Task(
@@ -91,7 +91,7 @@ def tasks() -> dict[str, Task]:
     )
     text = datasets.load_text("shakespeare")
     signs = len(set(text.parts["train"])) + 1
-    letters = chargen.Recipe(hidden_size=192, layers=1, dropout=0.0, epochs=0.5, looks=4, learning_rate=4e-3)
+    letters = chargen.Recipe(hidden_size=192, layers=1, dropout=0.0, epochs=0.35, looks=4, learning_rate=4e-3)
     found.append(
         Task(
             "characters",
