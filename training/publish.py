@@ -83,7 +83,6 @@ MODELS = (
             cell,
             "reviews-zh",
             sentiment.train,
-            precision="bf16",
         )
         for cell, suffix in SUFFIXES.items()
     ),
