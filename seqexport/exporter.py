@@ -30,7 +30,10 @@ from seqexport.opinions import Exact, distance
 from seqexport.parts import Part, State, checkpoint_parts, module_parts
 from seqexport.quantization import Source, describe, made_int8, parse_precision, require_gate
 from seqexport.reports import TOLERANCE, Outcome, Property, Report, Sample, require
-from seqexport.runtimes import OnnxRuntime, TorchRuntime, int8_path, onnx_metadata, parse_metadata
+from seqexport.runtimes import OnnxRuntime, Runtime, TextRuntime, TorchRuntime, int8_path, onnx_metadata, parse_metadata
+from seqexport.specs import TEXT_PIPELINES
+from seqexport.textcases import joined_as_in_python, split_as_in_python, text_cases
+from seqexport.textgraphs import check_opset, with_strings
 from seqexport.tracing import Trace, example_sizes, sizes_against, trace
 from seqexport.verification import Case, Plan, compare_facts, plan, verify
 
@@ -46,6 +49,7 @@ def export(
     state_map: Mapping[str, str] | None = None,
     precision: str | Sequence[str] = "fp32",
     data: str | os.PathLike[str] | None = None,
+    text: bool = False,
 ) -> Report:
     """Export a live module, or a checkpoint's network and pipeline, verify what was written, and only then replace.
 
@@ -59,6 +63,7 @@ def export(
         the file's metadata.
     precision: "fp32", "int8" or both, "fp32,int8": int8 goes into files of its own, net.int8.onnx beside net.onnx.
     data: samples for the task's own metric, which int8 is then held to.
+    text: also write a classifier's or a generator's pipeline with strings in and out, net.classify.text.onnx.
 
     Raises ParityError if the file does not give what torch gives or int8 is too far from it, and other SeqExportErrors
     for what can't be read, exported or written. Failures leave an existing destination unchanged.
@@ -74,7 +79,11 @@ def export(
         raise SpecError(f"The state is {state!r}; expected optional, explicit or none.")
     if isinstance(model, nn.Module):
         model = UserModule(model, type(model).__name__)
+    if text:
+        check_opset(opset)
     if isinstance(model, UserModule):
+        if text:
+            raise SpecError("A live module has no vocabulary for text: leave `text` out, or give a checkpoint.")
         if path is None or inputs is None:
             raise SpecError(
                 "A live module needs a path to write and the specs of its inputs: export(model, path, inputs=…)."
@@ -87,7 +96,7 @@ def export(
         target = Path(path or Path(model).with_suffix(".onnx"))
         check_destination(target)
         checkpoint = read_checkpoint(model, choices)
-        parts, about = checkpoint_parts(checkpoint, target, state)
+        parts, about = checkpoint_parts(checkpoint, target, state, text)
         _check_destinations(checkpoint.path, parts)
     if "int8" in precisions:
         _check_int8_destinations(parts, precisions)
@@ -130,15 +139,18 @@ def verify_files(
     else:
         checkpoint = read_checkpoint(model, choices)
         source, digest = str(checkpoint.path), checkpoint.sha256
-        parts, about = checkpoint_parts(checkpoint, path, _state_of(candidate, checkpoint.spec.state_map))
+        text, state = metadata.get("part") in TEXT_PIPELINES, _state_of(candidate, checkpoint.spec.state_map)
+        parts, about = checkpoint_parts(checkpoint, path, state, text)
         part = next((part for part in parts if part.subject.part == metadata.get("part", "network")), parts[0])
     if digest and metadata.get("checkpoint_sha256", digest) != digest:
         raise FileError(f"{path} was written from another checkpoint than {source}: export it again.")
     with evaluating(part.module):
-        planned = plan(part.subject, _reference(part))
+        planned = _cases(part)
         facts = part.metadata if "part" in metadata else {}  # a file that others wrote says nothing of itself
         outcomes = _verify_part(part, candidate, planned.cases, facts)
-        tried, samples = _examined(part, candidate, path) if thorough else ([], ())
+        tried, samples = _read_and_written(part, candidate, path, THOROUGH if thorough else FEW), ()
+        if thorough and part.strings is None:
+            tried, samples = _examined(part, candidate, path)
         if data is not None:
             tried.append(_measured(part, candidate, metadata, Path(data)))
     about["notes"] = (*about["notes"], *planned.notes)
@@ -173,6 +185,18 @@ def _examined(part: Part, candidate: OnnxRuntime, path: Path) -> tuple[list[Prop
     return examine(part, candidate, _reference(part), path)
 
 
+FEW, THOROUGH = 1_000, 20_000  # random strings
+
+
+def _read_and_written(part: Part, candidate: OnnxRuntime, file: Path, count: int) -> list[Property]:
+    """How a graph of strings reads and joins them; nothing for others."""
+    if part.strings is None:
+        return []
+    vocabulary, name = part.strings.vocabulary, part.subject.part
+    tried = [split_as_in_python(name, candidate, vocabulary, count)]
+    return tried if part.strings.labels else [*tried, joined_as_in_python(name, parse_onnx(file), vocabulary)]
+
+
 def _state_of(candidate: OnnxRuntime, state_map: Mapping[str, str]) -> State:
     """How the file takes its state."""
     states = [spec for spec in candidate.inputs if spec.name in state_map]
@@ -203,6 +227,7 @@ def _write_verified(
     and put all in place only then."""
     written: list[tuple[Part, Draft]] = []
     outcomes: list[Outcome] = []
+    tried: list[Property] = []
     notes: list[str] = list(about["notes"])
     try:
         for part in parts:
@@ -211,11 +236,15 @@ def _write_verified(
             planned = _plan(part, traced)
             notes += planned.notes
             graph = build_graph(part, traced, opset, _metadata(part, len(planned.cases)))
+            if part.strings:
+                graph = with_strings(graph, part.strings.vocabulary, part.strings.labels)
             draft = write_beside(part.path, graph.SerializeToString(deterministic=True))
             written.append((part, draft))
-            outcomes += _verify_part(part, OnnxRuntime(draft.file), planned.cases, part.metadata)
+            candidate = OnnxRuntime(draft.file)
+            outcomes += _verify_part(part, candidate, planned.cases, part.metadata)
+            tried += _read_and_written(part, candidate, draft.file, FEW)
             _explain(part, traced, planned.cases, outcomes[-len(planned.cases) :])
-        report = Report(tuple(outcomes), **{**about, "notes": tuple(notes)})
+        report = Report(tuple(outcomes), properties=tuple(tried), **{**about, "notes": tuple(notes)})
         require(report, " and ".join(str(part.path) for part in parts))
         drafts: list[Draft] = []
         if "fp32" in precisions:
@@ -227,7 +256,7 @@ def _write_verified(
         sources = [Source(draft.file, part.path, int8_path(part.path)) for part, draft in written]
         with made_int8(sources, data) as made:
             files, notes = (*report.files, *made.files), [*notes, *made.notes]
-            report = replace(report, files=files, notes=tuple(notes), properties=made.properties)
+            report = replace(report, files=files, notes=tuple(notes), properties=(*tried, *made.properties))
             require_gate(report)
             put_in_place([*drafts, *made.drafts])
         return report
@@ -240,6 +269,12 @@ def _plan(part: Part, traced: Trace) -> Plan:
     """The part's cases; a user's module is also tried where what its code asked of sizes is not so."""
     restrictions = traced.restrictions if part.subject.further else ()
     asked = [sizes for restriction in restrictions if (sizes := sizes_against(restriction, traced.sizes))]
+    return _cases(part, asked)
+
+
+def _cases(part: Part, asked: Sequence[Mapping[str, int]] = ()) -> Plan:
+    if part.strings:
+        return Plan(tuple(text_cases(part.subject, part.strings.vocabulary)))
     return plan(part.subject, _reference(part), asked)
 
 
@@ -260,7 +295,9 @@ def _explain(part: Part, traced: Trace, cases: Sequence[Case], outcomes: Sequenc
                 )
 
 
-def _reference(part: Part) -> TorchRuntime:
+def _reference(part: Part) -> Runtime:
+    if part.strings:
+        return part.strings.reference
     return TorchRuntime(part.module, part.inputs, part.output_names)
 
 
@@ -274,10 +311,20 @@ def _weighed(part: Part, case: Case, outcome: Outcome) -> Outcome:
     """The outcome, explained where it is a little beyond the tolerance and torch is as far from its own float64."""
     if outcome.passed(TOLERANCE) or not replace(outcome, explained=True).passed(TOLERANCE):
         return outcome
-    exact = Exact(part.module, part.inputs, part.output_names).run(case.feeds)
+    exact = _in_float64(part).run(case.feeds)
     own = 0.0 if exact is None else distance(exact, _reference(part).run(case.feeds))
     note = f"torch itself is {own:.1e} from its float64"
     return replace(outcome, explained=2 * own >= max(outcome.errors.values()), notes=(*outcome.notes, note))
+
+
+def _in_float64(part: Part) -> Exact | TextRuntime:
+    """The reference in float64."""
+    if part.strings is None:
+        return Exact(part.module, part.inputs, part.output_names)
+    numbers = part.strings.reference.numbers
+    assert isinstance(numbers, TorchRuntime) and isinstance(numbers.module, nn.Module)
+    exact = Exact(numbers.module, numbers.inputs, numbers.output_names)
+    return part.strings.reference.around(exact)
 
 
 def _metadata(part: Part, cases: int) -> dict[str, str]:
