@@ -30,7 +30,7 @@ from seqexport.opinions import Exact, distance
 from seqexport.parts import Part, State, checkpoint_parts, module_parts
 from seqexport.quantization import Source, describe, made_int8, parse_precision, require_gate
 from seqexport.reports import TOLERANCE, Outcome, Property, Report, Sample, require
-from seqexport.runtimes import OnnxRuntime, Runtime, TextRuntime, TorchRuntime, int8_path, onnx_metadata, parse_metadata
+from seqexport.runtimes import OnnxRuntime, Runtime, TorchRuntime, int8_path, onnx_metadata, parse_metadata
 from seqexport.specs import TEXT_PIPELINES
 from seqexport.textcases import joined_as_in_python, split_as_in_python, text_cases
 from seqexport.textgraphs import check_opset, with_strings
@@ -134,7 +134,8 @@ def verify_files(
     check_structure(path, parse_onnx(path))
     candidate = OnnxRuntime(path)
     if isinstance(model, UserModule):
-        (part,), about = module_parts(model, path, inputs or {}, {})
+        parts, about = module_parts(model, path, inputs or {}, {})
+        part = parts[0]
         source, digest = model.source, model.checkpoint_sha256
     else:
         checkpoint = read_checkpoint(model, choices)
@@ -147,7 +148,8 @@ def verify_files(
     with evaluating(part.module):
         planned = _cases(part)
         facts = part.metadata if "part" in metadata else {}  # a file that others wrote says nothing of itself
-        outcomes = _verify_part(part, candidate, planned.cases, facts)
+        outcomes, numbers = _verified_numbers(parts[1]) if part.strings else ([], None)
+        outcomes += _verify_part(part, candidate, planned.cases, facts, numbers)
         tried, samples = _read_and_written(part, candidate, path, THOROUGH if thorough else FEW), ()
         if thorough and part.strings is None:
             tried, samples = _examined(part, candidate, path)
@@ -167,6 +169,13 @@ def verify_files(
         },
         **about,
     )
+
+
+def _verified_numbers(part: Part) -> tuple[list[Outcome], OnnxRuntime]:
+    """The graph of the numbers behind a file of strings, made anew, and how it came out against torch."""
+    traced = trace(part.module, part.inputs, example_sizes(part.inputs, part.module))
+    runtime = OnnxRuntime(build_graph(part, traced, DEFAULT_OPSET, {}).SerializeToString())
+    return _verify_part(part, runtime, _cases(part).cases, {}), runtime
 
 
 def _measured(part: Part, candidate: OnnxRuntime, metadata: Mapping[str, Any], data: Path) -> Property:
@@ -229,6 +238,7 @@ def _write_verified(
     outcomes: list[Outcome] = []
     tried: list[Property] = []
     notes: list[str] = list(about["notes"])
+    candidate: OnnxRuntime | None = None
     try:
         for part in parts:
             sizes = part.subject.further or example_sizes(part.inputs, part.module)
@@ -240,8 +250,8 @@ def _write_verified(
                 graph = with_strings(graph, part.strings.vocabulary, part.strings.labels)
             draft = write_beside(part.path, graph.SerializeToString(deterministic=True))
             written.append((part, draft))
-            candidate = OnnxRuntime(draft.file)
-            outcomes += _verify_part(part, candidate, planned.cases, part.metadata)
+            numbers, candidate = candidate, OnnxRuntime(draft.file)
+            outcomes += _verify_part(part, candidate, planned.cases, part.metadata, numbers)
             tried += _read_and_written(part, candidate, draft.file, FEW)
             _explain(part, traced, planned.cases, outcomes[-len(planned.cases) :])
         report = Report(tuple(outcomes), properties=tuple(tried), **{**about, "notes": tuple(notes)})
@@ -295,36 +305,36 @@ def _explain(part: Part, traced: Trace, cases: Sequence[Case], outcomes: Sequenc
                 )
 
 
-def _reference(part: Part) -> Runtime:
-    if part.strings:
-        return part.strings.reference
+def _reference(part: Part) -> TorchRuntime:
     return TorchRuntime(part.module, part.inputs, part.output_names)
 
 
-def _verify_part(part: Part, candidate: OnnxRuntime, cases: Sequence[Case], facts: Mapping[str, Any]) -> list[Outcome]:
+def _verify_part(
+    part: Part,
+    candidate: OnnxRuntime,
+    cases: Sequence[Case],
+    facts: Mapping[str, Any],
+    numbers: OnnxRuntime | None = None,
+) -> list[Outcome]:
+    """numbers: the pipeline's own graph, verified before, which a graph of strings is held against with the split in
+    Python. (Torch's rounding is no matter there: the texts tried are so strange that a net may multiply it.)"""
     outcomes = compare_facts(part.subject.part, parse_metadata(_as_written(facts)), candidate.metadata)
-    found = verify(part.subject, _reference(part), candidate, cases)
+    reference: Runtime = _reference(part)
+    if part.strings:
+        assert numbers is not None
+        reference = part.strings.reference.around(numbers)
+    found = verify(part.subject, reference, candidate, cases)
     return outcomes + [_weighed(part, case, outcome) for case, outcome in zip(cases, found, strict=True)]
 
 
 def _weighed(part: Part, case: Case, outcome: Outcome) -> Outcome:
     """The outcome, explained where it is a little beyond the tolerance and torch is as far from its own float64."""
-    if outcome.passed(TOLERANCE) or not replace(outcome, explained=True).passed(TOLERANCE):
+    if part.strings or outcome.passed(TOLERANCE) or not replace(outcome, explained=True).passed(TOLERANCE):
         return outcome
-    exact = _in_float64(part).run(case.feeds)
+    exact = Exact(part.module, part.inputs, part.output_names).run(case.feeds)
     own = 0.0 if exact is None else distance(exact, _reference(part).run(case.feeds))
     note = f"torch itself is {own:.1e} from its float64"
     return replace(outcome, explained=2 * own >= max(outcome.errors.values()), notes=(*outcome.notes, note))
-
-
-def _in_float64(part: Part) -> Exact | TextRuntime:
-    """The reference in float64."""
-    if part.strings is None:
-        return Exact(part.module, part.inputs, part.output_names)
-    numbers = part.strings.reference.numbers
-    assert isinstance(numbers, TorchRuntime) and isinstance(numbers.module, nn.Module)
-    exact = Exact(numbers.module, numbers.inputs, numbers.output_names)
-    return part.strings.reference.around(exact)
 
 
 def _metadata(part: Part, cases: int) -> dict[str, str]:

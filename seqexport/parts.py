@@ -30,8 +30,8 @@ State = Literal["optional", "explicit", "none"]
 
 @dataclass(frozen=True)
 class Strings:
-    """What makes a graph of strings of a part's numbers. inputs: what the part's module takes. reference: what the
-    graph is held against, the pipeline of numbers in torch and the strings in Python. labels: of a classifier."""
+    """What makes a graph of strings of a part's numbers. inputs: what the part's module takes. reference: the
+    pipeline of numbers in torch, and the strings in Python. labels: of a classifier."""
 
     inputs: tuple[TensorSpec, ...]
     reference: TextRuntime
