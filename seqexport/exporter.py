@@ -32,7 +32,7 @@ from seqexport.quantization import Source, describe, made_int8, parse_precision,
 from seqexport.reports import TOLERANCE, Outcome, Property, Report, Sample, require
 from seqexport.runtimes import OnnxRuntime, Runtime, TorchRuntime, int8_path, onnx_metadata, parse_metadata
 from seqexport.specs import TEXT_PIPELINES
-from seqexport.textcases import joined_as_in_python, split_as_in_python, text_cases
+from seqexport.textcases import FEW, THOROUGH, joined_as_in_python, split_as_in_python, text_cases
 from seqexport.textgraphs import check_opset, with_strings
 from seqexport.tracing import Trace, example_sizes, sizes_against, trace
 from seqexport.verification import Case, Plan, compare_facts, plan, verify
@@ -192,9 +192,6 @@ def _examined(part: Part, candidate: OnnxRuntime, path: Path) -> tuple[list[Prop
     from seqexport.properties import examine
 
     return examine(part, candidate, _reference(part), path)
-
-
-FEW, THOROUGH = 1_000, 20_000  # random strings
 
 
 def _read_and_written(part: Part, candidate: OnnxRuntime, file: Path, count: int) -> list[Property]:

@@ -43,6 +43,7 @@ _RANGES = (
     *((0xAC00, 0xD7FF), (0xE000, 0xFFFF), (0x10000, 0x10FFF), (0x1D400, 0x1D7FF), (0x1F300, 0x1FAFF)),
     *((0x20000, 0x2FFFF), (0xE0000, 0xE01FF), (0x10FF00, 0x10FFFF)),
 )
+FEW, THOROUGH = 1_000, 20_000  # random strings whose split is compared
 AT_A_TIME = 500  # strings of a batch
 LONGEST = 20_000  # characters of the longest string
 
