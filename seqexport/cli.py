@@ -434,7 +434,8 @@ def _run(options: argparse.Namespace) -> int:
         return 0
     for name, array in outputs.items():
         shown = np.array2string(array, precision=4, threshold=60, edgeitems=3, suppress_small=True)
-        print(f"{name} {array.dtype}{list(array.shape)}\n{shown}")
+        dtype = "string" if array.dtype == object else array.dtype
+        print(f"{name} {dtype}{list(array.shape)}\n{shown}")
     for line in said:
         print(f"text: {line}")
     return 0
@@ -513,7 +514,9 @@ def _parse_value(text: str, rng: Any) -> tuple[str, Any]:
             return name, np.load(value, allow_pickle=False)
         if value.endswith(".csv"):
             return name, np.loadtxt(value, delimiter=",", dtype=np.float64, ndmin=2)
-        return name, np.array(json.loads(value))
+        read = json.loads(value)
+        texts = isinstance(read, list) and bool(read) and all(isinstance(text, str) for text in read)
+        return name, read if texts else np.array(read)  # numpy's own strings lose NUL characters at their end
     except OSError as error:
         raise FileError(f"{value} could not be read ({error.strerror}).") from error
     except (ValueError, EOFError, RecursionError) as error:

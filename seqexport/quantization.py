@@ -290,7 +290,7 @@ def _vocabulary(runtime: OnnxRuntime) -> Vocabulary | None:
 def _plan(subject: Subject, reference: OnnxRuntime, shown: Path) -> Plan:
     vocabulary = _vocabulary(reference)
     if vocabulary:
-        return Plan(tuple(text_cases(subject, vocabulary)))
+        return Plan(tuple(text_cases(subject, vocabulary, ordinary=True)))
     if subject.further is None:
         return plan(subject)
     try:

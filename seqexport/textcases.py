@@ -72,9 +72,12 @@ def _code_points(rng: np.random.Generator, count: int) -> list[int]:
     return [point for point in rng.integers(first, last, count, endpoint=True).tolist() if not 0xD800 <= point < 0xE000]
 
 
-def text_cases(subject: Subject, vocabulary: Vocabulary) -> list[Case]:
+def text_cases(subject: Subject, vocabulary: Vocabulary, ordinary: bool = False) -> list[Case]:
     """Cases for a graph of strings: texts alone and in batches, of no token up to hundreds; for one that writes, also
-    with each of its settings, and chunks with the state carried."""
+    with each of its settings, and chunks with the state carried.
+
+    ordinary: only of the vocabulary's tokens, for what is held against another net's numbers and not against the same.
+    """
     rng = np.random.default_rng(SEED + 3)
     name, *others = subject.inputs
     batches = {
@@ -85,6 +88,11 @@ def text_cases(subject: Subject, vocabulary: Vocabulary) -> list[Case]:
         "a long text": ["".join(random_text(vocabulary, rng) for _ in range(30))],
         **{f"{count} random texts": [random_text(vocabulary, rng) for _ in range(count)] for count in (1, 2, 5, 8, 16)},
     }
+    if ordinary:
+        between = " " if vocabulary.unit == "word" else ""
+        drawn = [rng.integers(1, len(vocabulary), rng.integers(1, 80)) for _ in range(31)]
+        texts = [between.join(vocabulary.tokens[token] for token in row) for row in drawn]
+        batches = {f"{count} texts of its tokens": texts[count - 1 : 2 * count - 1] for count in (1, 2, 4, 8, 16)}
     rest = Subject(subject.part, tuple(others), subject.state_map)
     settings, steps, cases = itertools.cycle(subject.settings), itertools.cycle((1, 2, 9, 5)), []
     states = ("zero state", "random state") if subject.state_map else ("",)
