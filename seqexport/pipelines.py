@@ -238,18 +238,22 @@ class Generate(Pipeline):
     ) -> State:
         """prompt (B, T), uniforms (B, N), temperature (), top_k (), top_p (), state (L, B, H) or none for zero →
         tokens (B, N), and the state before the last of them is read: go on with it and tokens[:, -1:] as prompt."""
-        before = self._before_last(prompt, state or self.network.zero_state(prompt.shape[0]))
-        # What a scan carries keeps its layout.
-        last = prompt[:, -1].clone(memory_format=torch.contiguous_format)
-        return self._write(last, before, uniforms, temperature, top_k, top_p)
+        return self._write((prompt,), uniforms, temperature, top_k, top_p, state)
 
     def _write(
-        self, last: Tensor, before: State, uniforms: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor
+        self,
+        prompt: tuple[Tensor, ...],
+        uniforms: Tensor,
+        temperature: Tensor,
+        top_k: Tensor,
+        top_p: Tensor,
+        state: State,
     ) -> State:
-        """last (B), the token to be read next, and the state before it (L, B, H) → tokens (B, N), and the state before
-        the last of them is read."""
+        """What forward does, after a prompt that `_before_last` and `_last` read."""
         _, answer = self.network.as_functions()
         steps, read_one = self.network.as_steps()
+        state = state or self.network.zero_state(prompt[0].shape[0])
+        before = steps.apart(self._before_last(state, *prompt))
         size = self.network.spec.vocabulary or 0
         sharpness = 1 / temperature.to(_precision(size)).clamp(min=COLDEST)
         count = torch.where(top_k > 0, top_k.clamp(max=size), size)
@@ -265,11 +269,16 @@ class Generate(Pipeline):
             token = _count(cumulative <= below)  # (1, B), from 0 to V - 1
             return [token, *carried], token.clone()
 
+        last = self._last(*prompt)
         us = uniforms.clamp(0.0, BELOW_ONE).double().transpose(0, 1)[:, None, :, None]  # (N, 1, B, 1)
-        (_, *after), tokens = scan(step, [last.unsqueeze(0), *steps.apart(before)], us)  # (N, 1, B)
+        (_, *after), tokens = scan(step, [last.unsqueeze(0), *before], us)  # (N, 1, B)
         return tokens.squeeze(1).transpose(0, 1), *steps.together(after)
 
-    def _before_last(self, prompt: Tensor, state: State) -> State:
+    def _last(self, prompt: Tensor) -> Tensor:
+        """The prompt's last token (B)."""
+        return prompt[:, -1].clone(memory_format=torch.contiguous_format)  # what a scan carries keeps its layout
+
+    def _before_last(self, state: State, prompt: Tensor) -> State:
         """The state before the prompt's last token is read. A prompt of one token leaves nothing to read, which no
         recurrent operator can do, so there the state is passed on."""
         read, _ = self.network.as_functions()
@@ -366,11 +375,13 @@ class GenerateRows(Generate):
         *state: Tensor,
     ) -> State:
         """numbers (B, T), lengths (B), and the rest as in Generate → the same as there, row by row."""
-        before = self._before_last_of_rows(numbers, lengths, state or self.network.zero_state(numbers.shape[0]))
-        last = numbers.gather(1, (lengths - 1).unsqueeze(1)).squeeze(1)
-        return self._write(last, before, uniforms, temperature, top_k, top_p)
+        return self._write((numbers, lengths), uniforms, temperature, top_k, top_p, state)
 
-    def _before_last_of_rows(self, numbers: Tensor, lengths: Tensor, state: State) -> State:
+    def _last(self, numbers: Tensor, lengths: Tensor) -> Tensor:  # type: ignore[override]
+        """Each row's last token (B)."""
+        return numbers.gather(1, (lengths - 1).unsqueeze(1)).squeeze(1)
+
+    def _before_last(self, state: State, numbers: Tensor, lengths: Tensor) -> State:  # type: ignore[override]
         """The state before each row's last token is read; where that is its only one, the state given."""
         read, _ = self.network.as_functions()
 
