@@ -150,7 +150,8 @@ def verify_files(
         facts = part.metadata if "part" in metadata else {}  # a file that others wrote says nothing of itself
         outcomes, numbers = _verified_numbers(parts[1]) if part.strings else ([], None)
         outcomes += _verify_part(part, candidate, planned.cases, facts, numbers)
-        tried, samples = _read_and_written(part, candidate, path, THOROUGH if thorough else FEW), ()
+        tried = _read_and_written(part, candidate, path, THOROUGH if thorough else FEW)
+        samples: Sequence[Sample] = ()
         if thorough and part.strings is None:
             tried, samples = _examined(part, candidate, path)
         if data is not None:

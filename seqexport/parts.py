@@ -20,7 +20,7 @@ from seqexport.modules import UserModule
 from seqexport.pipelines import Forecast, Generate, GenerateRows, Pipeline
 from seqexport.runtimes import TextRuntime, TorchRuntime, checkpoint_metadata, pipeline_path
 from seqexport.sources import first_line, line_of_error
-from seqexport.specs import READ, TEXT, InputSpec, NetworkSpec, TensorSpec, parse_input, pipeline_inputs
+from seqexport.specs import READ, TEXT, InputSpec, NetworkSpec, TensorSpec, as_texts, parse_input, pipeline_inputs
 from seqexport.text import Vocabulary
 from seqexport.tracing import ATTEMPTS, example, example_sizes
 from seqexport.verification import Decision, Subject, difference
@@ -110,7 +110,7 @@ def _text_part(checkpoint: Checkpoint, numbers: Part, path: Path) -> Part:
         last = " " if reference.vocabulary.unit == "word" else None
         told = replace(
             subject,
-            carried={"prompt": lambda outputs: [_last(text, last) for text in outputs["text"]]},
+            carried={"prompt": lambda outputs: as_texts([_last(text, last) for text in outputs["text"]])},
             unchunked=("text", *READ),
             decisions=(replace(subject.decisions[0], margin=partial(_margin, pipeline, reference)),),
             sharpen=partial(_each_beside_an_edge, pipeline, reference),

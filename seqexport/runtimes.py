@@ -267,7 +267,7 @@ class TextRuntime(Runtime):
         self.output_names = ("text" if self.generates else "label", *numbers.output_names, *READ)
 
     def _run(self, feeds: dict[str, np.ndarray]) -> Sequence[np.ndarray]:
-        texts = feeds[self.inputs[0].name]
+        texts = list(feeds[self.inputs[0].name])
         tokens, lengths = self.vocabulary.encode_batch(texts)
         pieces = np.full(tokens.shape, "", object)
         for row, text in zip(pieces, texts, strict=True):
@@ -418,7 +418,15 @@ def located(path: Path, pipeline: str | None, isolated: bool = False, int8: bool
 def _load_torch(path: Path, pipeline: str | None, threads: int, onednn: bool | None) -> Runtime:
     from seqexport.checkpoint import read_checkpoint
 
-    return torch_runtime(read_checkpoint(path), pipeline, threads=threads, onednn=onednn)
+    return checkpoint_runtime(read_checkpoint(path), pipeline, threads=threads, onednn=onednn)
+
+
+def checkpoint_runtime(checkpoint: Checkpoint, pipeline: str | None, **options: Any) -> Runtime:
+    """torch_runtime, and for a pipeline with strings in and out what Python does of them around it."""
+    if pipeline not in TEXT_PIPELINES:
+        return torch_runtime(checkpoint, pipeline, **options)
+    numbers = pipeline.removesuffix(TEXT)
+    return TextRuntime(torch_runtime(checkpoint, numbers, **options), numbers)
 
 
 def torch_runtime(
@@ -428,15 +436,12 @@ def torch_runtime(
     threads: int = 1,
     onednn: bool | None = None,
     kind: type[TorchRuntime] = TorchRuntime,
-) -> Runtime:
+) -> TorchRuntime:
     """A checkpoint's network, or its pipeline, in torch. kind: how torch runs it."""
     options: dict[str, Any] = {"threads": threads, "onednn": onednn, "metadata": checkpoint_metadata(checkpoint)}
     if pipeline is None:
         spec = checkpoint.spec
         return kind(checkpoint.network(), (spec.input, *spec.state), spec.output_names, **options)
-    if pipeline in TEXT_PIPELINES:
-        numbers = pipeline.removesuffix(TEXT)
-        return TextRuntime(torch_runtime(checkpoint, numbers, threads=threads, onednn=onednn, kind=kind), numbers)
     module = checkpoint.pipeline(pipeline)
     return kind(module, module.inputs, module.output_names, **options)
 

@@ -100,7 +100,7 @@ def _read(nodes: _Nodes, vocabulary: Vocabulary, source: str) -> None:
     rows = [nodes.numbers(_READ, name, [value]) for name, value in (("first", 0), ("last", -1), ("rows", 0))]
     nodes(_READ, "Slice", [split, *rows], to="pieces")
     known = vocabulary.spellings
-    table = {"keys_strings": list(known), "values_int64s": list(known.values()), "default_int64": 0}
+    table: dict[str, Any] = {"keys_strings": list(known), "values_int64s": list(known.values()), "default_int64": 0}
     nodes(_READ, "LabelEncoder", ["pieces"], to="numbers", domain=LABEL_ENCODER[0], **table)
     empty = nodes(_READ, "Equal", ["pieces", nodes.texts(_READ, "nothing", [""])])
     there = nodes(_READ, "Cast", [nodes(_READ, "Not", [empty])], to_type=TensorProto.INT64)
