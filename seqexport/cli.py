@@ -46,6 +46,7 @@ examples:
   python -m seqexport lstm.pt
   python -m seqexport lstm.pt -o net.onnx --head last
   python -m seqexport lstm.pt --precision fp32,int8 --data samples.csv
+  python -m seqexport lstm.pt --text
   python -m seqexport lstm.pt --module nets.py:Tagger --init '{"size": 64}' --input 'tokens: int64[batch,time]{0..999}'
   python -m seqexport verify lstm.pt lstm.onnx --thorough --report lstm.html
   python -m seqexport compare lstm.pt --seconds 60 -o comparison
@@ -174,6 +175,12 @@ def _export_parser() -> argparse.ArgumentParser:
         help="fp32, int8 or fp32,int8: int8 goes into a file of its own, OUT.int8.onnx (default: fp32)",
     )
     parser.add_argument("--data", metavar="FILE", help=f"{_SAMPLES}, which int8 is then held to")
+    parser.add_argument(
+        "--text",
+        action="store_true",
+        help="also write the pipeline with strings in and out: OUT.classify.text.onnx takes texts and gives label and "
+        "probabilities, OUT.generate.text.onnx takes prompt, uniforms and settings and gives text",
+    )
     _add_network_options(parser)
     _add_module_options(parser)
     parser.add_argument(
@@ -291,6 +298,7 @@ def _export(options: argparse.Namespace) -> int:
     from seqexport.exporter import export
 
     how = {"opset": options.opset, "precision": options.precision, "data": options.data}
+    how["text"] = options.text
     with status(f"exporting and verifying {options.checkpoint}"):
         if module is None:
             report = export(options.checkpoint, options.output, state=options.state, choices=_choices(options), **how)
@@ -315,6 +323,7 @@ def _module_options(options: argparse.Namespace) -> tuple[UserModule, dict[str, 
             ("--time-major", options.time_major),
             ("--head", options.head),
             ("--state", getattr(options, "state", "optional") != "optional"),
+            ("--text", getattr(options, "text", False)),
         )
         if value
     ]
@@ -405,7 +414,7 @@ def _run(options: argparse.Namespace) -> int:
     feeds: dict[str, Any] = {}
     for value in options.values:
         if value.startswith("text=") and "text" not in names:
-            read, notes = text_feeds(names, preprocessing, value.removeprefix("text="))
+            read, notes = text_feeds(runtime.inputs, preprocessing, value.removeprefix("text="))
             feeds |= read
             for note in notes:
                 print(f"seqexport: {note}", file=sys.stderr)
@@ -425,7 +434,8 @@ def _run(options: argparse.Namespace) -> int:
         return 0
     for name, array in outputs.items():
         shown = np.array2string(array, precision=4, threshold=60, edgeitems=3, suppress_small=True)
-        print(f"{name} {array.dtype}{list(array.shape)}\n{shown}")
+        dtype = "string" if array.dtype == object else array.dtype
+        print(f"{name} {dtype}{list(array.shape)}\n{shown}")
     for line in said:
         print(f"text: {line}")
     return 0
@@ -504,7 +514,9 @@ def _parse_value(text: str, rng: Any) -> tuple[str, Any]:
             return name, np.load(value, allow_pickle=False)
         if value.endswith(".csv"):
             return name, np.loadtxt(value, delimiter=",", dtype=np.float64, ndmin=2)
-        return name, np.array(json.loads(value))
+        read = json.loads(value)
+        texts = isinstance(read, list) and bool(read) and all(isinstance(text, str) for text in read)
+        return name, read if texts else np.array(read)  # numpy's own strings lose NUL characters at their end
     except OSError as error:
         raise FileError(f"{value} could not be read ({error.strerror}).") from error
     except (ValueError, EOFError, RecursionError) as error:

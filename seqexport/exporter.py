@@ -30,7 +30,10 @@ from seqexport.opinions import Exact, distance
 from seqexport.parts import Part, State, checkpoint_parts, module_parts
 from seqexport.quantization import Source, describe, made_int8, parse_precision, require_gate
 from seqexport.reports import TOLERANCE, Outcome, Property, Report, Sample, require
-from seqexport.runtimes import OnnxRuntime, TorchRuntime, int8_path, onnx_metadata, parse_metadata
+from seqexport.runtimes import OnnxRuntime, Runtime, TorchRuntime, int8_path, onnx_metadata, parse_metadata
+from seqexport.specs import TEXT_PIPELINES
+from seqexport.textcases import FEW, THOROUGH, joined_as_in_python, split_as_in_python, text_cases
+from seqexport.textgraphs import check_opset, with_strings
 from seqexport.tracing import Trace, example_sizes, sizes_against, trace
 from seqexport.verification import Case, Plan, compare_facts, plan, verify
 
@@ -46,6 +49,7 @@ def export(
     state_map: Mapping[str, str] | None = None,
     precision: str | Sequence[str] = "fp32",
     data: str | os.PathLike[str] | None = None,
+    text: bool = False,
 ) -> Report:
     """Export a live module, or a checkpoint's network and pipeline, verify what was written, and only then replace.
 
@@ -59,6 +63,7 @@ def export(
         the file's metadata.
     precision: "fp32", "int8" or both, "fp32,int8": int8 goes into files of its own, net.int8.onnx beside net.onnx.
     data: samples for the task's own metric, which int8 is then held to.
+    text: also write a classifier's or a generator's pipeline with strings in and out, net.classify.text.onnx.
 
     Raises ParityError if the file does not give what torch gives or int8 is too far from it, and other SeqExportErrors
     for what can't be read, exported or written. Failures leave an existing destination unchanged.
@@ -74,7 +79,11 @@ def export(
         raise SpecError(f"The state is {state!r}; expected optional, explicit or none.")
     if isinstance(model, nn.Module):
         model = UserModule(model, type(model).__name__)
+    if text:
+        check_opset(opset)
     if isinstance(model, UserModule):
+        if text:
+            raise SpecError("A live module has no vocabulary for text: leave `text` out, or give a checkpoint.")
         if path is None or inputs is None:
             raise SpecError(
                 "A live module needs a path to write and the specs of its inputs: export(model, path, inputs=…)."
@@ -87,7 +96,7 @@ def export(
         target = Path(path or Path(model).with_suffix(".onnx"))
         check_destination(target)
         checkpoint = read_checkpoint(model, choices)
-        parts, about = checkpoint_parts(checkpoint, target, state)
+        parts, about = checkpoint_parts(checkpoint, target, state, text)
         _check_destinations(checkpoint.path, parts)
     if "int8" in precisions:
         _check_int8_destinations(parts, precisions)
@@ -125,20 +134,26 @@ def verify_files(
     check_structure(path, parse_onnx(path))
     candidate = OnnxRuntime(path)
     if isinstance(model, UserModule):
-        (part,), about = module_parts(model, path, inputs or {}, {})
+        parts, about = module_parts(model, path, inputs or {}, {})
+        part = parts[0]
         source, digest = model.source, model.checkpoint_sha256
     else:
         checkpoint = read_checkpoint(model, choices)
         source, digest = str(checkpoint.path), checkpoint.sha256
-        parts, about = checkpoint_parts(checkpoint, path, _state_of(candidate, checkpoint.spec.state_map))
+        text, state = metadata.get("part") in TEXT_PIPELINES, _state_of(candidate, checkpoint.spec.state_map)
+        parts, about = checkpoint_parts(checkpoint, path, state, text)
         part = next((part for part in parts if part.subject.part == metadata.get("part", "network")), parts[0])
     if digest and metadata.get("checkpoint_sha256", digest) != digest:
         raise FileError(f"{path} was written from another checkpoint than {source}: export it again.")
     with evaluating(part.module):
-        planned = plan(part.subject, _reference(part))
+        planned = _cases(part)
         facts = part.metadata if "part" in metadata else {}  # a file that others wrote says nothing of itself
-        outcomes = _verify_part(part, candidate, planned.cases, facts)
-        tried, samples = _examined(part, candidate, path) if thorough else ([], ())
+        outcomes, numbers = _verified_numbers(parts[1]) if part.strings else ([], None)
+        outcomes += _verify_part(part, candidate, planned.cases, facts, numbers)
+        tried = _read_and_written(part, candidate, path, THOROUGH if thorough else FEW)
+        samples: Sequence[Sample] = ()
+        if thorough and part.strings is None:
+            tried, samples = _examined(part, candidate, path)
         if data is not None:
             tried.append(_measured(part, candidate, metadata, Path(data)))
     about["notes"] = (*about["notes"], *planned.notes)
@@ -157,6 +172,13 @@ def verify_files(
     )
 
 
+def _verified_numbers(part: Part) -> tuple[list[Outcome], OnnxRuntime]:
+    """The graph of the numbers behind a file of strings, made anew, and how it came out against torch."""
+    traced = trace(part.module, part.inputs, example_sizes(part.inputs, part.module))
+    runtime = OnnxRuntime(build_graph(part, traced, DEFAULT_OPSET, {}).SerializeToString())
+    return _verify_part(part, runtime, _cases(part).cases, {}), runtime
+
+
 def _measured(part: Part, candidate: OnnxRuntime, metadata: Mapping[str, Any], data: Path) -> Property:
     samples = read_samples(data, part.subject.part, metadata)
     if samples is None:
@@ -171,6 +193,15 @@ def _examined(part: Part, candidate: OnnxRuntime, path: Path) -> tuple[list[Prop
     from seqexport.properties import examine
 
     return examine(part, candidate, _reference(part), path)
+
+
+def _read_and_written(part: Part, candidate: OnnxRuntime, file: Path, count: int) -> list[Property]:
+    """How a graph of strings reads and joins them; nothing for others."""
+    if part.strings is None:
+        return []
+    vocabulary, name = part.strings.vocabulary, part.subject.part
+    tried = [split_as_in_python(name, candidate, vocabulary, count)]
+    return tried if part.strings.labels else [*tried, joined_as_in_python(name, parse_onnx(file), vocabulary)]
 
 
 def _state_of(candidate: OnnxRuntime, state_map: Mapping[str, str]) -> State:
@@ -203,7 +234,9 @@ def _write_verified(
     and put all in place only then."""
     written: list[tuple[Part, Draft]] = []
     outcomes: list[Outcome] = []
+    tried: list[Property] = []
     notes: list[str] = list(about["notes"])
+    candidate: OnnxRuntime | None = None
     try:
         for part in parts:
             sizes = part.subject.further or example_sizes(part.inputs, part.module)
@@ -211,11 +244,15 @@ def _write_verified(
             planned = _plan(part, traced)
             notes += planned.notes
             graph = build_graph(part, traced, opset, _metadata(part, len(planned.cases)))
+            if part.strings:
+                graph = with_strings(graph, part.strings.vocabulary, part.strings.labels)
             draft = write_beside(part.path, graph.SerializeToString(deterministic=True))
             written.append((part, draft))
-            outcomes += _verify_part(part, OnnxRuntime(draft.file), planned.cases, part.metadata)
+            numbers, candidate = candidate, OnnxRuntime(draft.file)
+            outcomes += _verify_part(part, candidate, planned.cases, part.metadata, numbers)
+            tried += _read_and_written(part, candidate, draft.file, FEW)
             _explain(part, traced, planned.cases, outcomes[-len(planned.cases) :])
-        report = Report(tuple(outcomes), **{**about, "notes": tuple(notes)})
+        report = Report(tuple(outcomes), properties=tuple(tried), **{**about, "notes": tuple(notes)})
         require(report, " and ".join(str(part.path) for part in parts))
         drafts: list[Draft] = []
         if "fp32" in precisions:
@@ -227,7 +264,7 @@ def _write_verified(
         sources = [Source(draft.file, part.path, int8_path(part.path)) for part, draft in written]
         with made_int8(sources, data) as made:
             files, notes = (*report.files, *made.files), [*notes, *made.notes]
-            report = replace(report, files=files, notes=tuple(notes), properties=made.properties)
+            report = replace(report, files=files, notes=tuple(notes), properties=(*tried, *made.properties))
             require_gate(report)
             put_in_place([*drafts, *made.drafts])
         return report
@@ -240,6 +277,12 @@ def _plan(part: Part, traced: Trace) -> Plan:
     """The part's cases; a user's module is also tried where what its code asked of sizes is not so."""
     restrictions = traced.restrictions if part.subject.further else ()
     asked = [sizes for restriction in restrictions if (sizes := sizes_against(restriction, traced.sizes))]
+    return _cases(part, asked)
+
+
+def _cases(part: Part, asked: Sequence[Mapping[str, int]] = ()) -> Plan:
+    if part.strings:
+        return Plan(tuple(text_cases(part.subject, part.strings.vocabulary)))
     return plan(part.subject, _reference(part), asked)
 
 
@@ -264,15 +307,27 @@ def _reference(part: Part) -> TorchRuntime:
     return TorchRuntime(part.module, part.inputs, part.output_names)
 
 
-def _verify_part(part: Part, candidate: OnnxRuntime, cases: Sequence[Case], facts: Mapping[str, Any]) -> list[Outcome]:
+def _verify_part(
+    part: Part,
+    candidate: OnnxRuntime,
+    cases: Sequence[Case],
+    facts: Mapping[str, Any],
+    numbers: OnnxRuntime | None = None,
+) -> list[Outcome]:
+    """numbers: the pipeline's own graph, verified before, which a graph of strings is held against with the split in
+    Python. (Torch's rounding is no matter there: the texts tried are so strange that a net may multiply it.)"""
     outcomes = compare_facts(part.subject.part, parse_metadata(_as_written(facts)), candidate.metadata)
-    found = verify(part.subject, _reference(part), candidate, cases)
+    reference: Runtime = _reference(part)
+    if part.strings:
+        assert numbers is not None
+        reference = part.strings.reference.around(numbers)
+    found = verify(part.subject, reference, candidate, cases)
     return outcomes + [_weighed(part, case, outcome) for case, outcome in zip(cases, found, strict=True)]
 
 
 def _weighed(part: Part, case: Case, outcome: Outcome) -> Outcome:
     """The outcome, explained where it is a little beyond the tolerance and torch is as far from its own float64."""
-    if outcome.passed(TOLERANCE) or not replace(outcome, explained=True).passed(TOLERANCE):
+    if part.strings or outcome.passed(TOLERANCE) or not replace(outcome, explained=True).passed(TOLERANCE):
         return outcome
     exact = Exact(part.module, part.inputs, part.output_names).run(case.feeds)
     own = 0.0 if exact is None else distance(exact, _reference(part).run(case.feeds))

@@ -44,7 +44,7 @@ def read_samples(path: Path, part: str, metadata: Mapping[str, Any]) -> Samples 
         series = _series(text, path)
         horizon = int(metadata.get("metrics", {}).get("horizon", 12))
         return _forecasts(series, int(preprocessing.get("context", 10 * horizon)), horizon, path)
-    if part == "classify":
+    if part in ("classify", "classify.text"):
         return _labels(_labelled(text, path, preprocessing), preprocessing)
     if part == "network" and metadata.get("task") == "generate":
         return _bits(text, preprocessing, path)
@@ -142,9 +142,10 @@ def _labels(pairs: Sequence[tuple[str, int]], preprocessing: Mapping[str, Any]) 
     encoded = [vocabulary.encode_batch([text]) for text, _ in pairs]
 
     def accuracy(runtime: Runtime) -> float:
-        right = 0
-        for (tokens, lengths), (_, label) in zip(encoded, pairs, strict=True):
-            right += int(runtime.run({"tokens": tokens, "lengths": lengths})["probabilities"].argmax() == label)
+        right, of_strings = 0, runtime.inputs[0].name == "texts"
+        for (tokens, lengths), (text, label) in zip(encoded, pairs, strict=True):
+            feeds: dict[str, Any] = {"texts": [text]} if of_strings else {"tokens": tokens, "lengths": lengths}
+            right += int(runtime.run(feeds)["probabilities"].argmax() == label)
         return right / len(pairs)
 
     return Samples("accuracy", len(pairs), accuracy)

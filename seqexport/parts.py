@@ -17,10 +17,11 @@ from seqexport.checkpoint import Checkpoint
 from seqexport.errors import SeqExportError, SpecError, UnsupportedError
 from seqexport.functional import FlatModule, check_function, evaluating, float32_specs, in_float32, unwrapped
 from seqexport.modules import UserModule
-from seqexport.pipelines import Forecast, Generate, Pipeline
-from seqexport.runtimes import checkpoint_metadata, pipeline_path
+from seqexport.pipelines import Forecast, Generate, GenerateRows, Pipeline
+from seqexport.runtimes import TextRuntime, TorchRuntime, checkpoint_metadata, pipeline_path
 from seqexport.sources import first_line, line_of_error
-from seqexport.specs import InputSpec, NetworkSpec, TensorSpec, parse_input
+from seqexport.specs import READ, TEXT, InputSpec, NetworkSpec, TensorSpec, as_texts, parse_input, pipeline_inputs
+from seqexport.text import Vocabulary
 from seqexport.tracing import ATTEMPTS, example, example_sizes
 from seqexport.verification import Decision, Subject, difference
 
@@ -28,23 +29,41 @@ State = Literal["optional", "explicit", "none"]
 
 
 @dataclass(frozen=True)
+class Strings:
+    """What makes a graph of strings of a part's numbers. inputs: what the part's module takes. reference: the
+    pipeline of numbers in torch, and the strings in Python. labels: of a classifier."""
+
+    inputs: tuple[TensorSpec, ...]
+    reference: TextRuntime
+    vocabulary: Vocabulary
+    labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Part:
-    """One graph to be: a module of flat tensors, what it takes and gives, and how it is verified."""
+    """One graph to be: a module of flat tensors, what it takes and gives, and how it is verified. strings: of a graph
+    of strings, which the subject then speaks of."""
 
     subject: Subject
     module: nn.Module
     output_names: tuple[str, ...]
     path: Path
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    strings: Strings | None = None
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
         """The specs of what the module takes."""
-        return self.subject.inputs
+        return self.strings.inputs if self.strings else self.subject.inputs
 
 
-def checkpoint_parts(checkpoint: Checkpoint, path: Path, state: State) -> tuple[list[Part], dict[str, Any]]:
-    """A checkpoint's network, and its pipeline where it has a task; and what the report says of them."""
+def checkpoint_parts(
+    checkpoint: Checkpoint, path: Path, state: State, text: bool = False
+) -> tuple[list[Part], dict[str, Any]]:
+    """A checkpoint's network, and its pipeline where it has a task; and what the report says of them.
+
+    text: also the pipeline with strings in and out. Raises UnsupportedError for a checkpoint that reads no text.
+    """
     spec, network = checkpoint.spec, checkpoint.network()
     state_map = spec.state_map if state != "none" else {}
     causal = not spec.bidirectional
@@ -63,12 +82,75 @@ def checkpoint_parts(checkpoint: Checkpoint, path: Path, state: State) -> tuple[
         target = pipeline_path(path, pipeline.name)
         parts.append(Part(subject, pipeline, pipeline.output_names, target, _about(checkpoint, subject)))
     found = f"{checkpoint.task}: {spec}" if checkpoint.task else str(spec)
+    if text and checkpoint.task not in ("classify", "generate"):
+        raise UnsupportedError(
+            f"{checkpoint.path} is no classifier or generator of texts ({found}), so its file can't take strings: "
+            "leave the text out."
+        )
+    if text:
+        parts.append(_text_part(checkpoint, parts[-1], path))
     return parts, {
         "source": str(checkpoint.path),
         "found": found,
         "notes": checkpoint.notes,
         "unused": checkpoint.unused,
     }
+
+
+def _text_part(checkpoint: Checkpoint, numbers: Part, path: Path) -> Part:
+    """The part of a pipeline with strings in and out. numbers: the pipeline's own part."""
+    pipeline, subject = numbers.module, numbers.subject
+    assert isinstance(pipeline, Pipeline)
+    known = TorchRuntime(pipeline, numbers.inputs, numbers.output_names, metadata=checkpoint_metadata(checkpoint))
+    reference = TextRuntime(known, pipeline.name)
+    labels = tuple(checkpoint.preprocessing["labels"]) if pipeline.name == "classify" else ()
+    if isinstance(pipeline, Generate):
+        module: Pipeline = GenerateRows(pipeline.network)
+        inner = (*module.inputs[:2], *numbers.inputs[1:])
+        last = " " if reference.vocabulary.unit == "word" else None
+        told = replace(
+            subject,
+            carried={"prompt": lambda outputs: as_texts([_last(text, last) for text in outputs["text"]])},
+            unchunked=("text", *READ),
+            decisions=(replace(subject.decisions[0], margin=partial(_margin, pipeline, reference)),),
+            sharpen=partial(_each_beside_an_edge, pipeline, reference),
+        )
+    else:
+        module, first = pipeline, numbers.inputs[0]
+        inner = (replace(first, name=READ[1]), *numbers.inputs[1:])
+        label = Decision("label", "label", lambda labels: labels, partial(_label_margin, "probabilities"))
+        told = replace(subject, decisions=(label, *subject.decisions))
+    part = pipeline.name + TEXT
+    told = replace(told, part=part, inputs=(pipeline_inputs(part, checkpoint.spec)[0], *reference.inputs[1:]))
+    strings = Strings(inner, reference, reference.vocabulary, labels)
+    target = pipeline_path(path, part)
+    return Part(told, module, numbers.output_names, target, _about(checkpoint, told), strings)
+
+
+def _last(text: str, between: str | None) -> str:
+    """The last token of what a generator wrote."""
+    return text[-1:] if between is None else text.rpartition(between)[2]
+
+
+def _margin(
+    pipeline: Generate,
+    reference: TextRuntime,
+    feeds: Mapping[str, np.ndarray],
+    expected: Mapping[str, np.ndarray],
+    place: tuple[int, ...],
+) -> float:
+    """A token's margin, of the row's prompt alone."""
+    row, step = place
+    written = {"tokens": expected["tokens"][row : row + 1]}
+    return _token_margin(pipeline, reference.alone(feeds, row), written, (0, step))
+
+
+def _each_beside_an_edge(
+    pipeline: Generate, reference: TextRuntime, feeds: Mapping[str, np.ndarray]
+) -> Mapping[str, np.ndarray]:
+    """The same as of numbers, prompt by prompt."""
+    rows = [_beside_an_edge(pipeline, reference.alone(feeds, row)) for row in range(len(feeds["prompt"]))]
+    return {**feeds, "uniforms": np.concatenate([row["uniforms"] for row in rows])}
 
 
 def _about(checkpoint: Checkpoint, subject: Subject) -> dict[str, Any]:

@@ -27,13 +27,13 @@ from seqexport.runtimes import (
     PLAIN,
     Runtime,
     TorchRuntime,
+    checkpoint_runtime,
     filled,
     int8_path,
     located,
     network_inputs,
     onnx_metadata,
     parse_metadata,
-    torch_runtime,
 )
 from seqexport.runtimes import load as load_plain
 from seqexport.sources import first_line
@@ -115,7 +115,7 @@ def load(
 
         if isolated:
             open_apart(path)
-        return torch_runtime(read_checkpoint(path), pipeline, threads=threads, onednn=onednn, kind=TorchCompile)
+        return checkpoint_runtime(read_checkpoint(path), pipeline, threads=threads, onednn=onednn, kind=TorchCompile)
     whole = located(path, pipeline, isolated)
     if runtime == "reference":
         return Reference(whole)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -238,9 +238,22 @@ class Generate(Pipeline):
     ) -> State:
         """prompt (B, T), uniforms (B, N), temperature (), top_k (), top_p (), state (L, B, H) or none for zero →
         tokens (B, N), and the state before the last of them is read: go on with it and tokens[:, -1:] as prompt."""
+        return self._write((prompt,), uniforms, temperature, top_k, top_p, state)
+
+    def _write(
+        self,
+        prompt: tuple[Tensor, ...],
+        uniforms: Tensor,
+        temperature: Tensor,
+        top_k: Tensor,
+        top_p: Tensor,
+        state: State,
+    ) -> State:
+        """What forward does, after a prompt that `_before_last` and `_last` read."""
         _, answer = self.network.as_functions()
         steps, read_one = self.network.as_steps()
-        before = steps.apart(self._before_last(prompt, state or self.network.zero_state(prompt.shape[0])))
+        state = state or self.network.zero_state(prompt[0].shape[0])
+        before = steps.apart(self._before_last(state, *prompt))
         size = self.network.spec.vocabulary or 0
         sharpness = 1 / temperature.to(_precision(size)).clamp(min=COLDEST)
         count = torch.where(top_k > 0, top_k.clamp(max=size), size)
@@ -256,12 +269,16 @@ class Generate(Pipeline):
             token = _count(cumulative <= below)  # (1, B), from 0 to V - 1
             return [token, *carried], token.clone()
 
-        last = prompt[:, -1].clone(memory_format=torch.contiguous_format)  # what a scan carries keeps its layout
+        last = self._last(*prompt)
         us = uniforms.clamp(0.0, BELOW_ONE).double().transpose(0, 1)[:, None, :, None]  # (N, 1, B, 1)
         (_, *after), tokens = scan(step, [last.unsqueeze(0), *before], us)  # (N, 1, B)
         return tokens.squeeze(1).transpose(0, 1), *steps.together(after)
 
-    def _before_last(self, prompt: Tensor, state: State) -> State:
+    def _last(self, prompt: Tensor) -> Tensor:
+        """The prompt's last token (B)."""
+        return prompt[:, -1].clone(memory_format=torch.contiguous_format)  # what a scan carries keeps its layout
+
+    def _before_last(self, state: State, prompt: Tensor) -> State:
         """The state before the prompt's last token is read. A prompt of one token leaves nothing to read, which no
         recurrent operator can do, so there the state is passed on."""
         read, _ = self.network.as_functions()
@@ -326,6 +343,58 @@ class Generate(Pipeline):
             left = torch.where(steps > 0, logits, -torch.inf)
         margins.append(apart(left, u))
         return float(torch.stack(margins).min())
+
+
+class GenerateRows(Generate):
+    """Generate for prompts of different lengths, each padded behind its end; the rows are written on side by side.
+
+    It is what a graph that takes strings does with their numbers.
+    """
+
+    name = "generate.text"
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """What forward takes, in its order."""
+        prompt, *others = pipeline_inputs("generate", self.network.spec)
+        return replace(prompt, name="numbers"), TensorSpec("lengths", "int64", ("batch",), 1, "time"), *others
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """What forward gives, in its order."""
+        return pipeline_outputs("generate", self.network.spec)
+
+    def forward(  # type: ignore[override]
+        self,
+        numbers: Tensor,
+        lengths: Tensor,
+        uniforms: Tensor,
+        temperature: Tensor,
+        top_k: Tensor,
+        top_p: Tensor,
+        *state: Tensor,
+    ) -> State:
+        """numbers (B, T), lengths (B), and the rest as in Generate → the same as there, row by row."""
+        return self._write((numbers, lengths), uniforms, temperature, top_k, top_p, state)
+
+    def _last(self, numbers: Tensor, lengths: Tensor) -> Tensor:  # type: ignore[override]
+        """Each row's last token (B)."""
+        return numbers.gather(1, (lengths - 1).unsqueeze(1)).squeeze(1)
+
+    def _before_last(self, state: State, numbers: Tensor, lengths: Tensor) -> State:  # type: ignore[override]
+        """The state before each row's last token is read; where that is its only one, the state given."""
+        read, _ = self.network.as_functions()
+
+        def read_all_but_last(numbers: Tensor, lengths: Tensor, *state: Tensor) -> State:
+            after = read(numbers[:, :-1].transpose(0, 1), state, (lengths - 1).clamp(min=1))[1]
+            several = (lengths > 1)[None, :, None]
+            return tuple(torch.where(several, new, old) for new, old in zip(after, state, strict=True))
+
+        def pass_on(numbers: Tensor, lengths: Tensor, *state: Tensor) -> State:
+            return tuple(part.clone() for part in state)
+
+        several = torch.ones_like(numbers[0]).sum() > 1
+        return tuple(choose(several, read_all_but_last, pass_on, (numbers, lengths, *state)))
 
 
 def _log_odds(logits: Tensor) -> Tensor:

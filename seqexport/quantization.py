@@ -28,7 +28,9 @@ from seqexport.isolation import check_structure, open_apart, parse_onnx
 from seqexport.metrics import Samples, read_samples, task_metric
 from seqexport.reports import Property, Report, WrittenFile
 from seqexport.runtimes import OnnxRuntime, check_pair, int8_path, network_path, onnx_metadata, pipeline_path
-from seqexport.specs import PIPELINES, NetworkSpec, TensorSpec, dynamic_dims
+from seqexport.specs import PIPELINES, TEXT, TEXT_PIPELINES, NetworkSpec, TensorSpec, dynamic_dims
+from seqexport.text import Vocabulary
+from seqexport.textcases import FEW, split_as_in_python, text_cases
 from seqexport.verification import Case, Plan, Subject, plan
 
 PRECISIONS = ("fp32", "int8")
@@ -116,12 +118,14 @@ def _sources(path: Path, out: Path | None, isolated: bool) -> list[Source]:
     sources = [Source(path, path, out or int8_path(path))]
     metadata = onnx_metadata(path)
     if metadata.get("part") == "network" and metadata.get("task") in PIPELINES:
-        beside = pipeline_path(path, metadata["task"])
-        if beside.is_file():
-            if isolated:
-                open_apart(beside)
-            sources.append(Source(beside, beside, pipeline_path(sources[0].target, metadata["task"])))
-    check_pair(path)
+        for pipeline in (metadata["task"], metadata["task"] + TEXT):
+            beside = pipeline_path(path, pipeline)
+            if beside.is_file():
+                if isolated:
+                    open_apart(beside)
+                sources.append(Source(beside, beside, pipeline_path(sources[0].target, pipeline)))
+    for source in sources:
+        check_pair(source.file)
     for source in sources:
         check_destination(source.target)
         for other in sources:
@@ -194,6 +198,7 @@ class _Trial:
         to_int8(self.proto, str(source.shown))  # what can't be rounded is said before anything is run
         self.reference = OnnxRuntime(source.file)
         self.subject = _subject(self.reference, self.proto)
+        self.vocabulary = _vocabulary(self.reference)
         self.planned = Plan(()) if samples else _plan(self.subject, self.reference, source.shown)
 
     def rounded(self, bits: Literal[7, 8]) -> Int8Model:
@@ -218,12 +223,15 @@ class _Trial:
 
     def compared(self, candidate: OnnxRuntime) -> tuple[Property, ...]:
         """How the int8 file lies to the float32 file."""
+        split: tuple[Property, ...] = ()
+        if self.vocabulary:
+            split = (split_as_in_python(self.subject.part, candidate, self.vocabulary, FEW),)
         if self.samples is None:
             agreement = _Agreement(self.subject, self.reference, candidate)
-            return agreement.over(self.planned.cases, self.beside)
+            return (*agreement.over(self.planned.cases, self.beside), *split)
         names, part = ("float32", "int8"), self.subject.part
         reason = "a hundredth of float32's"
-        return (task_metric(part, self.samples, self.reference, candidate, METRIC, reason, names),)
+        return (task_metric(part, self.samples, self.reference, candidate, METRIC, reason, names), *split)
 
 
 WITHOUT_METRIC = "cosine and decisions"
@@ -271,7 +279,18 @@ def _whole(source: Source) -> onnx.ModelProto:
     return model
 
 
+def _vocabulary(runtime: OnnxRuntime) -> Vocabulary | None:
+    """Of a graph of strings."""
+    if runtime.metadata.get("part") not in TEXT_PIPELINES:
+        return None
+    preprocessing = runtime.metadata.get("preprocessing")
+    return Vocabulary.from_dict(preprocessing.get("vocabulary", {}) if isinstance(preprocessing, dict) else {})
+
+
 def _plan(subject: Subject, reference: OnnxRuntime, shown: Path) -> Plan:
+    vocabulary = _vocabulary(reference)
+    if vocabulary:
+        return Plan(tuple(text_cases(subject, vocabulary, ordinary=True)))
     if subject.further is None:
         return plan(subject)
     try:
@@ -284,6 +303,7 @@ def _plan(subject: Subject, reference: OnnxRuntime, shown: Path) -> Plan:
         ) from error
 
 
+GENERATORS, CLASSIFIERS = ("generate", "generate.text"), ("classify", "classify.text")
 LIKELIEST = {"temperature": 0.0, "top_k": 0, "top_p": 1.0}
 
 
@@ -292,7 +312,7 @@ def _subject(runtime: OnnxRuntime, proto: onnx.ModelProto) -> Subject:
     metadata = runtime.metadata
     part = metadata.get("part", "module")
     state_map = metadata["state_map"] if isinstance(metadata.get("state_map"), dict) else {}
-    if part not in ("network", *PIPELINES):
+    if part not in ("network", *PIPELINES, *TEXT_PIPELINES):
         inputs = tuple(_ranged(spec, proto.graph, runtime.inputs) for spec in runtime.inputs)
         further = dict.fromkeys(dynamic_dims(inputs), 32)
         return Subject("module", inputs, further=further)
@@ -301,7 +321,7 @@ def _subject(runtime: OnnxRuntime, proto: onnx.ModelProto) -> Subject:
         runtime.inputs,
         state_map,
         prepare={"history": _in_units(metadata)} if part == "forecast" else {},
-        settings=(LIKELIEST,) if part == "generate" else ({},),
+        settings=(LIKELIEST,) if part in GENERATORS else ({},),
     )
 
 
@@ -364,7 +384,7 @@ class _Agreement:
     def over(self, cases: Sequence[Case], measured: bool) -> tuple[Property, ...]:
         """Run every case on both; the properties that int8 is held to. measured: whether the task's metric is, too."""
         for case in cases:
-            feeds = {**case.feeds, **(LIKELIEST if self.subject.part == "generate" else {})}
+            feeds = {**case.feeds, **(LIKELIEST if self.subject.part in GENERATORS else {})}
             expected = self.reference.run(feeds)
             try:
                 found = self.candidate.run(feeds)
@@ -385,14 +405,16 @@ class _Agreement:
     ) -> list[int]:
         """Count the decisions that are the same. Gives the rows of a text that parted, after which nothing in them can
         be compared."""
-        if self.subject.part == "generate":
+        if self.subject.part in GENERATORS:
             return self._decide_tokens(feeds, expected["tokens"], found["tokens"])
         task = self.reference.metadata.get("task")
         logits = self.subject.part == "network" and task in ("classify", "generate")
         for name, value in expected.items():
+            if value.dtype.kind != "f" and self.subject.part in TEXT_PIPELINES:
+                continue  # the label follows from the probabilities, and what was read is seen by itself
             if value.dtype.kind != "f":
                 self.whole += [value.size, (value == found[name]).sum()]
-            elif self.subject.part == "classify" or (logits and name == "y"):
+            elif self.subject.part in CLASSIFIERS or (logits and name == "y"):
                 shares = _softmax(value) if logits else value
                 second, first = np.moveaxis(np.partition(shares, -2)[..., -2:], -1, 0)
                 self._count(value.argmax(-1) == found[name].argmax(-1), first - second >= SURE)

@@ -18,7 +18,18 @@ import numpy as np
 from seqexport.errors import FileError, InputError, UnsupportedError
 from seqexport.files import is_checkpoint
 from seqexport.isolation import check_structure, open_apart, parse_onnx
-from seqexport.specs import PIPELINES, NetworkSpec, TensorSpec, check_feeds, pipeline_inputs
+from seqexport.specs import (
+    PIPELINES,
+    READ,
+    TEXT,
+    TEXT_PIPELINES,
+    NetworkSpec,
+    TensorSpec,
+    as_texts,
+    check_feeds,
+    pipeline_inputs,
+)
+from seqexport.text import Vocabulary
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +47,7 @@ JSON_METADATA = (
     "verification",
     "quantization",
 )
-LOOPS = ("forecast", "generate")
+LOOPS = ("forecast", "generate", "generate.text")
 PLAIN = ("torch", "onnxruntime", "onnxruntime-int8")
 
 
@@ -226,6 +237,8 @@ _ONNX_DTYPES = {
 
 
 def _input_spec(value: Any, optional: bool, known: Mapping[str, TensorSpec]) -> TensorSpec:
+    if value.type == "tensor(string)" and value.name in known:
+        return known[value.name]
     if value.type not in _ONNX_DTYPES:
         raise UnsupportedError(f"The model's input {value.name!r} is a {value.type}, which seqexport cannot feed.")
     if value.name in known:  # a default state has a batch of 1; what may be fed is the batch of the other inputs
@@ -234,12 +247,63 @@ def _input_spec(value: Any, optional: bool, known: Mapping[str, TensorSpec]) -> 
     return TensorSpec(value.name, _ONNX_DTYPES[value.type], dims, optional=optional)
 
 
+class TextRuntime(Runtime):
+    """What a graph of strings does, done in Python around a runtime of the same pipeline's numbers.
+
+    Prompts are written on one by one, since that pipeline has no lengths for them. Takes and gives what
+    specs.pipeline_inputs and pipeline_outputs say of the pipeline and ".text".
+    """
+
+    def __init__(self, numbers: Runtime, pipeline: str) -> None:
+        preprocessing = numbers.metadata["preprocessing"]
+        self.numbers, self.vocabulary = numbers, Vocabulary.from_dict(preprocessing["vocabulary"])
+        self.labels = as_texts(preprocessing.get("labels", []))
+        self.name = numbers.name
+        self.metadata = {**numbers.metadata, "part": pipeline + TEXT}
+        spec = NetworkSpec.from_dict(numbers.metadata["network"])
+        self.generates = pipeline == "generate"
+        known = pipeline_inputs(pipeline + TEXT, spec)
+        self.inputs = (known[0], *(numbers.inputs[1:] if self.generates else ()))
+        self.output_names = ("text" if self.generates else "label", *numbers.output_names, *READ)
+
+    def _run(self, feeds: dict[str, np.ndarray]) -> Sequence[np.ndarray]:
+        texts = list(feeds[self.inputs[0].name])
+        tokens, lengths = self.vocabulary.encode_batch(texts)
+        pieces = np.full(tokens.shape, "", object)
+        for row, text in zip(pieces, texts, strict=True):
+            split = self.vocabulary.split(text)
+            row[: len(split)] = split
+        if not self.generates:
+            outputs = self.numbers.run({"tokens": tokens, "lengths": lengths})
+            answer = self.labels[outputs["probabilities"].argmax(-1)]
+            return answer, *outputs.values(), pieces, tokens, lengths
+        rows = [self.numbers.run(self.alone(feeds, row)) for row in range(len(texts))]
+        joined = {name: np.concatenate([row[name] for row in rows], int(name != "tokens")) for name in rows[0]}
+        answer = as_texts([self.vocabulary.decode(row) for row in joined["tokens"]])
+        return answer, *joined.values(), pieces, tokens, lengths
+
+    def around(self, numbers: Any) -> TextRuntime:
+        """The same around another runtime of the same pipeline."""
+        other = copy.copy(self)
+        other.numbers = numbers
+        return other
+
+    def alone(self, feeds: Mapping[str, Any], row: int) -> dict[str, np.ndarray]:
+        """What the generator of numbers gets for one prompt of the batch."""
+        alone = {"prompt": np.array([self.vocabulary.encode(feeds["prompt"][row])])}
+        for spec in self.inputs[1:]:
+            if spec.name in feeds:
+                value = np.asarray(feeds[spec.name])
+                alone[spec.name] = value.take([row], spec.dims.index("batch")) if "batch" in spec.dims else value
+        return alone
+
+
 def network_inputs(metadata: Mapping[str, Any]) -> dict[str, TensorSpec]:
     """The specs that the file's own description of its network gives, with the ranges that a graph can't hold."""
     if not isinstance(metadata.get("network"), dict):
         return {}
     spec, part = NetworkSpec.from_dict(metadata["network"]), metadata.get("part")
-    inputs = pipeline_inputs(part, spec) if part in PIPELINES else (spec.input, *spec.state)
+    inputs = pipeline_inputs(part, spec) if part in (*PIPELINES, *TEXT_PIPELINES) else (spec.input, *spec.state)
     return {spec.name: spec for spec in inputs}
 
 
@@ -340,8 +404,9 @@ def located(path: Path, pipeline: str | None, isolated: bool = False, int8: bool
     if pipeline is not None and onnx_metadata(path).get("part", "network") == "network":
         path = pipeline_path(path, pipeline)
         if not path.is_file():
+            how = "with --text" if pipeline in TEXT_PIPELINES else "again"
             raise FileError(
-                f"There is no file {path}, the pipeline of the network beside it: export the checkpoint again."
+                f"There is no file {path}, the pipeline of the network beside it: export the checkpoint {how}."
             )
         if isolated:
             open_apart(path)
@@ -350,10 +415,18 @@ def located(path: Path, pipeline: str | None, isolated: bool = False, int8: bool
     return path
 
 
-def _load_torch(path: Path, pipeline: str | None, threads: int, onednn: bool | None) -> TorchRuntime:
+def _load_torch(path: Path, pipeline: str | None, threads: int, onednn: bool | None) -> Runtime:
     from seqexport.checkpoint import read_checkpoint
 
-    return torch_runtime(read_checkpoint(path), pipeline, threads=threads, onednn=onednn)
+    return checkpoint_runtime(read_checkpoint(path), pipeline, threads=threads, onednn=onednn)
+
+
+def checkpoint_runtime(checkpoint: Checkpoint, pipeline: str | None, **options: Any) -> Runtime:
+    """torch_runtime, and for a pipeline with strings in and out what Python does of them around it."""
+    if pipeline not in TEXT_PIPELINES:
+        return torch_runtime(checkpoint, pipeline, **options)
+    numbers = pipeline.removesuffix(TEXT)
+    return TextRuntime(torch_runtime(checkpoint, numbers, **options), numbers)
 
 
 def torch_runtime(
@@ -419,13 +492,17 @@ def check_pair(path: Path) -> None:
     mine = onnx_metadata(path)
     if "checkpoint_sha256" not in mine or "task" not in mine:
         return
-    task = mine["task"]
-    other = (pipeline_path if mine.get("part") == "network" else network_path)(path, task)
+    task, part = mine["task"], mine.get("part")
+    if part in TEXT_PIPELINES:
+        other = network_path(path, part)
+    else:
+        other = (pipeline_path if part == "network" else network_path)(path, task)
     if other == path or not other.is_file():
         return
     theirs = onnx_metadata(other).get("checkpoint_sha256", "none")
     if theirs != mine["checkpoint_sha256"]:
+        how = " with --text" if part in TEXT_PIPELINES else ""
         raise FileError(
             f"{path.name} was written from the checkpoint {mine['checkpoint_sha256'][:12]}…, {other.name} beside it "
-            f"from {theirs[:12]}…: export the checkpoint again, so that both belong together."
+            f"from {theirs[:12]}…: export the checkpoint again{how}, so that both belong together."
         )

@@ -164,12 +164,42 @@ def check_feeds(specs: Sequence[TensorSpec], feeds: Mapping[str, Any]) -> dict[s
     return checked
 
 
+def check_whole(text: str) -> None:
+    """Raise InputError for a lone surrogate, which is half a character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"The text holds a lone surrogate (U+{ord(text[error.start]):04X}, character {error.start + 1}), which is "
+            "half a character and belongs to no text: remove it."
+        ) from None
+
+
+def as_texts(texts: Sequence[str]) -> np.ndarray:
+    """Texts as an array of Python's own strings: numpy's drop NUL characters at a text's end."""
+    array = np.empty(len(texts), object)
+    array[:] = texts
+    return array
+
+
+def _texts(spec: TensorSpec, value: Any) -> np.ndarray:
+    texts = value.tolist() if isinstance(value, np.ndarray) else value
+    if not isinstance(texts, (list, tuple)):
+        raise InputError(f"The input {spec.name!r} is one {type(texts).__name__}; expected a list of texts ({spec}).")
+    for place, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InputError(f"The input {spec.name!r} has {text!r:.40} at place {place}; expected a text ({spec}).")
+        check_whole(text)
+    return as_texts(texts)
+
+
 def _check_array(spec: TensorSpec, value: Any, sizes: dict[str, int]) -> np.ndarray:
     try:
-        array = np.asarray(value)
+        array = _texts(spec, value) if spec.dtype == "string" else np.asarray(value)
     except ValueError as error:
         raise InputError(f"The input {spec.name!r} is not a regular array ({error}); expected {spec}.") from error
-    if array.dtype != spec.dtype and not np.can_cast(array.dtype, spec.dtype, casting="same_kind"):
+    known = spec.dtype in ("string", array.dtype)
+    if not known and not np.can_cast(array.dtype, spec.dtype, casting="same_kind"):
         raise InputError(f"The input {spec.name!r} is {array.dtype}; expected {spec}: convert it first.")
     if array.ndim != len(spec.dims):
         raise InputError(f"The input {spec.name!r} has the shape {list(array.shape)}; expected {spec}.")
@@ -188,7 +218,7 @@ def _check_array(spec: TensorSpec, value: Any, sizes: dict[str, int]) -> np.ndar
             "fill or drop them first."
         )
     _check_range(spec, array, sizes)
-    if array.dtype == spec.dtype:  # the rule in a loop of single steps, where every microsecond counts
+    if known:  # the rule in a loop of single steps, where every microsecond counts
         return array if array.flags.c_contiguous else array.copy()
     with np.errstate(over="ignore"):
         converted = array.astype(spec.dtype)
@@ -354,11 +384,18 @@ class NetworkSpec:
 
 
 PIPELINES = ("forecast", "classify", "generate")
+# The same with strings in and out: the pipeline's name and this.
+TEXT = ".text"
+TEXT_PIPELINES = ("classify.text", "generate.text")
 
 
 def pipeline_inputs(pipeline: str, spec: NetworkSpec) -> tuple[TensorSpec, ...]:
     """What the pipeline takes, with a network of this description."""
     last = (spec.vocabulary or 1) - 1
+    if pipeline == "classify.text":
+        return (TensorSpec("texts", "string", ("batch",)),)
+    if pipeline == "generate.text":
+        return TensorSpec("prompt", "string", ("batch",)), *pipeline_inputs("generate", spec)[1:]
     if pipeline == "forecast":
         noise = TensorSpec("noise", "float32", ("batch", "paths", "horizon"))
         return TensorSpec("history", "float32", ("batch", "time")), noise, *spec.state
@@ -375,8 +412,17 @@ def pipeline_inputs(pipeline: str, spec: NetworkSpec) -> tuple[TensorSpec, ...]:
     )
 
 
+# What a text graph says that it read: pieces string [batch,time], "" behind a text's end, their numbers int64
+# [batch,time], and lengths int64 [batch].
+READ = ("pieces", "numbers", "lengths")
+
+
 def pipeline_outputs(pipeline: str, spec: NetworkSpec) -> tuple[str, ...]:
-    """The names of what the pipeline gives: its answer, and, where it takes a state, the state to go on from."""
+    """The names of what the pipeline gives: its answer, and, where it takes a state, the state to go on from. With
+    strings in and out, the answer in words comes first, and what was read last."""
+    if pipeline in TEXT_PIPELINES:
+        words = "label" if pipeline == "classify.text" else "text"
+        return words, *pipeline_outputs(pipeline.removesuffix(TEXT), spec), *READ
     if pipeline == "classify":
         return ("probabilities",) if spec.bidirectional else ("probabilities", "running")
     return ("path" if pipeline == "forecast" else "tokens"), *spec.state_map.values()

@@ -7,10 +7,11 @@ only (as StringNormalizer does in the locale "C", the one that every system has)
 
 from __future__ import annotations
 
+import itertools
 import re
 import string
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
@@ -18,6 +19,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from seqexport.errors import InputError, SpecError
+from seqexport.specs import TensorSpec, check_whole
 
 Unit: TypeAlias = Literal["word", "character"]
 UNKNOWN = "<unknown>"  # token 0: more than one character, and in no word's range, so that no text can hold it
@@ -105,30 +107,36 @@ class Vocabulary:
         how = {"separators": [""]} if self.unit == "character" else {"tokenexp": WORDS}
         return {"mark": 0, "pad_value": "", "mincharnum": 1, **how}
 
+    @cached_property
+    def spellings(self) -> dict[str, int]:
+        """Every spelling of a token that a text may have → its number; what is not here is unknown, 0.
+
+        A curly apostrophe counts as a straight one, so that a phone's "don\u2019t" is the "don't" of the data, unless
+        the curly spelling is a token too. Of a token with many apostrophes, the spellings that mix both are left out.
+        This table is all there is of the rule: a graph that takes strings holds it as it is.
+        """
+        known = {token: number for token, number in self.numbers.items() if number}
+        curly: dict[str, int] = {}
+        for token, number in known.items():
+            if "'" in token and "\u2019" not in token:
+                curly |= dict.fromkeys(_curly(token), number)
+        return curly | known
+
     def split(self, text: str) -> list[str]:
         """The text's tokens, known or not. Raises InputError for a lone surrogate, which is half a character."""
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise InputError(
-                f"The text holds a lone surrogate (U+{ord(text[error.start]):04X}, character {error.start + 1}), which "
-                "is half a character and belongs to no text: remove it."
-            ) from None
+        check_whole(text)
         if self.lowercase:
             text = text.translate(_LOWER)
         return list(text) if self.unit == "character" else _WORDS.findall(text)
 
     def encode(self, text: str) -> list[int]:
-        """The numbers of the text's tokens, 0 for an unknown one. A text without tokens is one unknown token.
-
-        A curly apostrophe counts as a straight one, so that a phone's "don\u2019t" is the "don't" of the data.
-        """
-        known = self.numbers
-        return [known.get(token) or known.get(token.replace("\u2019", "'"), 0) for token in self.split(text)] or [0]
+        """The numbers of the text's tokens, 0 for an unknown one. A text without tokens is one unknown token."""
+        known = self.spellings
+        return [known.get(token, 0) for token in self.split(text)] or [0]
 
     def encode_batch(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Texts → tokens int64 [batch, time], 0 after a text's end, and lengths int64 [batch]."""
-        if not texts:
+        if not len(texts):
             raise InputError("There is no text; give at least one.")
         return pad([self.encode(text) for text in texts])
 
@@ -139,8 +147,19 @@ class Vocabulary:
 
     def unknown(self, text: str) -> list[str]:
         """The different tokens of the text that the model does not know, in their order."""
-        tokens = self.split(text)
-        return list(dict.fromkeys(t for t in tokens if t not in self.numbers and not self.encode(t)[0]))
+        return list(dict.fromkeys(token for token in self.split(text) if token not in self.spellings))
+
+
+MOST_MIXED = 6  # apostrophes of a token of which every mixture of straight and curly ones is a spelling
+
+
+def _curly(token: str) -> Iterator[str]:
+    """The token with curly apostrophes in place of straight ones: in every way, or, of many, in all places at once."""
+    first, *parts = token.split("'")
+    signs = ["'\u2019"] * len(parts) if len(parts) <= MOST_MIXED else ["\u2019"]
+    for chosen in itertools.product(*signs):
+        wanted = chosen if len(chosen) == len(parts) else chosen * len(parts)
+        yield first + "".join(sign + part for sign, part in zip(wanted, parts, strict=True))
 
 
 def pad(rows: Sequence[Sequence[int] | np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -174,11 +193,16 @@ def read_prompt(vocabulary: Vocabulary, prompt: str, window: int | None = None) 
     return tokens, notes
 
 
-def text_feeds(names: Collection[str], preprocessing: Mapping[str, Any], text: str) -> tuple[dict[str, Any], list[str]]:
-    """A text as what a model with the inputs `names` reads, and what a person should know of it, in sentences.
+def text_feeds(
+    inputs: Sequence[TensorSpec], preprocessing: Mapping[str, Any], text: str
+) -> tuple[dict[str, Any], list[str]]:
+    """A text as what a model with these inputs reads, and what a person should know of it, in sentences.
 
     Raises InputError for a model that reads no text.
     """
+    names = [spec.name for spec in inputs]
+    if inputs and inputs[0].dtype == "string":
+        return {names[0]: [text]}, []
     if "vocabulary" not in preprocessing or not {"prompt", "tokens"} & set(names):
         raise InputError(f"The model reads no text; expected values for {', '.join(names)}.")
     vocabulary = Vocabulary.from_dict(preprocessing["vocabulary"])

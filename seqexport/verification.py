@@ -313,6 +313,9 @@ class _Comparison:
                 self.ties.append(text)
                 if decision.leads_on:
                     self.lost[place[0]] = decision.output
+                elif value.dtype.kind == "O":  # a label's name, which compare_numbers would not take for a tie
+                    other = self.found[decision.output] = other.copy()
+                    other[place] = value[place]
             else:
                 self.notes.append(text)
                 self.errors[decision.output] = math.inf
@@ -321,7 +324,7 @@ class _Comparison:
         """The error of one output, over the rows that did not part after a tie."""
         value, other = self.expected[name], self.found.get(name)
         if self.lost and other is not None and other.shape == value.shape:
-            axis = 0 if name in self.lost.values() else 1  # the state has its rows second
+            axis = 1 if value.ndim == 3 else 0  # the state has its rows second
             value, other = (np.delete(array, list(self.lost), axis) for array in (value, other))
         error, note = difference(value, other)
         self.errors[name] = max(error, self.errors.get(name, 0.0), key=sortable)
@@ -373,7 +376,7 @@ def difference(reference: np.ndarray, found: np.ndarray | None) -> tuple[float, 
     """|a - b| / max(1, max|reference|) at its worst, and a word on what could not be compared.
 
     A missing output, another shape or another dtype is an infinite error; NaN on either side is NaN. Integers are
-    compared as they are: one that differs is an infinite error.
+    compared as they are, and so are strings: one that differs is an infinite error.
     """
     if found is None:
         return math.inf, "missing"
@@ -383,7 +386,7 @@ def difference(reference: np.ndarray, found: np.ndarray | None) -> tuple[float, 
         return math.inf, f"{found.dtype}, expected {reference.dtype}"
     if reference.size == 0:
         return 0.0, ""
-    if reference.dtype.kind in "iub":
+    if reference.dtype.kind in "iubO":
         return (0.0, "") if np.array_equal(reference, found) else (math.inf, "values differ")
     a, b = reference.astype(np.float64), found.astype(np.float64)
     with np.errstate(invalid="ignore"):  # infinity less infinity is NaN, which no tolerance allows
