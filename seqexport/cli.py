@@ -488,33 +488,15 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _deploy(options: argparse.Namespace) -> int:
-    if not (options.client or options.triton or options.hub):
-        raise InputError("deploy was not told what to write: give --client LANGUAGE, --triton DIR or --hub DIR.")
-    if options.output and not options.client:
-        raise InputError("--output is the path of a program, and there is none: give it with --client.")
-    from seqexport.isolation import open_apart
+    from seqexport.delivery import deliver
 
-    open_apart(options.onnx, *filter(None, [options.checkpoint]))
-    written: list[Path] = []
-    if options.client:
-        from seqexport.clients import write_client
-
-        written.append(write_client(options.onnx, options.client, options.output))
-    if options.triton:
-        from seqexport.triton import write_triton
-
-        how = {"max_batch": options.max_batch, "instances": options.instances, "threads": options.threads}
-        with status(f"holding Triton's graph against {options.onnx}"):
-            written += write_triton(options.onnx, options.triton, **how)
-    if options.hub:
-        from seqexport.hub import write_hub
-
-        written += write_hub(options.onnx, options.hub, checkpoint=options.checkpoint)
+    asked = {name: value for name, value in vars(options).items() if name not in ("onnx", "json", "debug")}
+    with status(f"deploying {options.onnx}"):
+        written = [str(path) for path in deliver(options.onnx, **asked)]
     if options.json:
-        print_json({"written": [str(path) for path in written]})
-        return 0
-    for path in written:
-        print(f"wrote    {path}")
+        print_json({"written": written})
+    else:
+        print("\n".join(f"wrote    {path}" for path in written))
     return 0
 
 

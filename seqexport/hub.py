@@ -1,5 +1,5 @@
-"""A folder in the conventions of the Hugging Face Hub: card, config.json, the weights as safetensors, and onnx/ with the
-names that Transformers.js looks for. Pushing it is one command, which the card's last lines give."""
+"""A folder in the conventions of the Hugging Face Hub: card, config.json, the weights as safetensors, and onnx/ with
+the names that Transformers.js looks for. Pushing it is one command, which the card's last lines give."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from seqexport.errors import FileError, InputError, UnsupportedError
+from seqexport.errors import FileError, UnsupportedError
 from seqexport.files import is_checkpoint, write_folder
 from seqexport.runtimes import check_pair, int8_path, network_path, onnx_metadata, pipeline_path
 from seqexport.specs import PIPELINES
@@ -101,9 +101,9 @@ def _weights(path: Path, metadata: Mapping[str, Any], checkpoint: str | os.PathL
 def _found(path: Path, digest: str | None) -> Path:
     """The file beside `path` that has this sha256."""
     for beside in sorted(path.absolute().parent.iterdir()):
-        if beside.is_file() and beside.suffix != ".onnx" and is_checkpoint(beside):
-            if sha256(beside.read_bytes()).hexdigest() == digest:
-                return beside
+        fits = beside.is_file() and beside.suffix != ".onnx" and is_checkpoint(beside)
+        if fits and sha256(beside.read_bytes()).hexdigest() == digest:
+            return beside
     raise FileError(
         f"The checkpoint that {path} was exported from is not beside it: give it with --checkpoint, for its weights."
     )
@@ -184,7 +184,8 @@ def _held(metadata: Mapping[str, Any]) -> str:
     """How the first graph was verified."""
     verdict = metadata.get("verification") or {}
     if "tolerance" in verdict:
-        return f"Verified at export: the network in {verdict['cases']} cases against torch, within {verdict['tolerance']:g}."
+        cases, allowed = verdict.get("cases", 0), verdict["tolerance"]
+        return f"The float32 network was held against torch at export, in {cases} cases: at most {allowed:g} apart."
     return f"Held against its float32 form by {verdict['gate']}." if "gate" in verdict else "Not verified."
 
 

@@ -54,6 +54,7 @@ ORDER = (
     "clients",
     "triton",
     "hub",
+    "delivery",
     "inspection",
     "selftest",
     "facts",

@@ -16,7 +16,9 @@
 // In a page: import {Model, feedsOf, answer} of this file, and Model.open(ort, bytes), as `main` below does.
 
 const WORDS = new RegExp("@WORDS@", "gu"); // what a word is, in vocabularies of words
-const ARRAYS = { float32: Float32Array, float64: Float64Array, int64: BigInt64Array, int32: Int32Array, bool: Uint8Array };
+const ARRAYS = {
+  float32: Float32Array, float64: Float64Array, int64: BigInt64Array, int32: Int32Array, bool: Uint8Array,
+};
 const TYPES = { 1: "float32", 6: "int32", 7: "int64", 9: "bool", 11: "float64" }; // ONNX's numbers of them
 
 // --- The file. An ONNX file is a protobuf message: fields, each with its number and its value.
@@ -161,7 +163,10 @@ export class Model {
     for (let level = value; Array.isArray(level); level = level[0]) dims.push(level.length);
     const { type } = this.inputs.get(name);
     const flat = [value].flat(Infinity);
-    if (flat.length !== dims.reduce((product, dim) => product * dim, 1)) throw new Error(`${name} is not a regular array`);
+    const size = dims.reduce((product, dim) => product * dim, 1);
+    if (flat.length !== size) throw new Error(`${name} is not a regular array`);
+    const known = flat.every((number) => typeof number === "number" || typeof number === "boolean");
+    if (!known) throw new Error(`${name} holds what is no number`);
     return new this.ort.Tensor(type, ARRAYS[type].from(flat, type === "int64" ? BigInt : Number), dims);
   }
 
@@ -187,15 +192,17 @@ export function feedsOf(model, line, options, random) {
   if (typeof line === "string" && !model.vocabulary) throw new Error("the model reads no text: give numbers");
   const goingOn = line === "" && model.part === "generate" && model.last.length;
   const steps = goingOn ? [] : typeof line === "string" ? model.encode(line) : line;
-  const filled = (sizes, make) => (sizes.length ? Array.from({ length: sizes[0] }, () => filled(sizes.slice(1), make)) : make());
+  const filled = ([size, ...rest], make) =>
+    size === undefined ? make() : Array.from({ length: size }, () => filled(rest, make));
   if (model.part === "forecast") { // noise of zero gives the central path
-    return { history: [steps], noise: filled([1, options.paths, options.horizon || model.horizon], options.paths === 1 ? () => 0 : normal(random)) };
+    const draw = options.paths === 1 ? () => 0 : normal(random);
+    return { history: [steps], noise: filled([1, options.paths, options.horizon || model.horizon], draw) };
   }
   if (model.part === "classify") return { tokens: [steps], lengths: [steps.length] };
   if (model.part === "generate") {
     const chosen = { temperature: options.temperature, top_k: options.topK, top_p: options.topP };
-    const known = Object.entries(chosen).filter(([name]) => model.inputs.has(name));
-    return { prompt: [[...model.last, ...steps]], uniforms: filled([1, options.steps], random), ...Object.fromEntries(known) };
+    const known = Object.fromEntries(Object.entries(chosen).filter(([name]) => model.inputs.has(name)));
+    return { prompt: [[...model.last, ...steps]], uniforms: filled([1, options.steps], random), ...known };
   }
   const name = [...model.inputs.keys()].find((input) => !model.states.some(([state]) => state === input));
   const shaped = name === "x" && !Array.isArray(steps[0]) ? steps.map((value) => [value]) : steps;
@@ -208,7 +215,8 @@ export function answer(model, outputs) {
     if (!dims.length) return Number(data[0]);
     if (dims.length === 1) return Array.from(data, Number);
     const size = data.length / dims[0];
-    return Array.from({ length: dims[0] }, (_, row) => nested(data.subarray(row * size, (row + 1) * size), dims.slice(1)));
+    const row = (place) => nested(data.subarray(place * size, (place + 1) * size), dims.slice(1));
+    return Array.from({ length: dims[0] }, (_, place) => row(place));
   };
   const said = Object.fromEntries(Object.entries(outputs).map(([name, { data, dims }]) => [name, nested(data, dims)]));
   if (model.part === "generate") {
