@@ -71,7 +71,9 @@ class Model:
         """One call: {input: array} without the state → {output: array} without the state, which is kept."""
         if unknown := feeds.keys() - self.inputs.keys():
             raise ValueError(f"there is no input {min(unknown)!r}; expected {', '.join(self.inputs)}")
-        arrays = {name: np.asarray(value, DTYPES[self.inputs[name].type]) for name, value in feeds.items()}
+        arrays: dict[str, Any] = {
+            name: np.asarray(value, DTYPES[self.inputs[name].type]) for name, value in feeds.items()
+        }
         sizes = {
             dim: size
             for name, array in arrays.items()
