@@ -85,7 +85,7 @@ def _weights(path: Path, metadata: Mapping[str, Any], checkpoint: str | os.PathL
     """The checkpoint's weights, as safetensors with torch's names."""
     digest = metadata.get("checkpoint_sha256")
     source = _found(path, digest) if checkpoint is None else Path(checkpoint)
-    from safetensors.torch import save
+    from safetensors.torch import save as in_safetensors
 
     from seqexport.checkpoint import read_checkpoint
     from seqexport.inference import Choices
@@ -95,7 +95,7 @@ def _weights(path: Path, metadata: Mapping[str, Any], checkpoint: str | os.PathL
     if read.sha256 != digest:
         raise FileError(f"{source} is not the checkpoint that {path} was exported from: give that one.")
     tensors = {name: tensor.contiguous().clone() for name, tensor in read.weights.items()}
-    return save(tensors, {"format": "pt", "checkpoint_sha256": read.sha256})
+    return in_safetensors(tensors, {"format": "pt", "checkpoint_sha256": read.sha256})
 
 
 def _found(path: Path, digest: str | None) -> Path:

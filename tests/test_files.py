@@ -1,6 +1,7 @@
 """Writing: the old file or the new one, whole, whatever happens; and nothing else left in the folder."""
 
 import ast
+import errno
 import json
 import os
 import signal
