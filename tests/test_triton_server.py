@@ -1,5 +1,5 @@
 """The model folder in a real Triton, which keeps the state and joins the requests; only its onnxruntime backend, which
-no package has, is replaced by a small one (tests/triton)."""
+no package has, is replaced by a small one (tests/triton_backend)."""
 
 import os
 import socket
@@ -18,7 +18,7 @@ import seqexport
 from seqexport.triton import write_triton
 
 SHIPPED = Path(__file__).parents[1] / "exported"
-BACKEND = Path(__file__).parent / "triton"
+BACKEND = Path(__file__).parent / "triton_backend"
 pytestmark = pytest.mark.triton
 
 
