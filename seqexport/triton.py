@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -259,7 +259,7 @@ def _adapt(model: onnx.ModelProto, inputs: Sequence[Port], outputs: Sequence[Por
     graph.output.extend(helper.make_tensor_value_info(port.served_as, port.kind, port.served) for port in outputs)
 
 
-def _step(nodes: list[onnx.NodeProto], operator: str, values: list[str], attributes: Mapping[str, object]) -> str:
+def _step(nodes: list[onnx.NodeProto], operator: str, values: list[str], attributes: Mapping[str, Any]) -> str:
     from onnx import helper
 
     result = f"{values[0]}_{operator.lower()}"
