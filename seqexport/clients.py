@@ -9,13 +9,15 @@ import re
 from pathlib import Path
 from urllib.parse import quote
 
-from seqexport.errors import FileError, InputError
+from seqexport.errors import FileError, InputError, UnsupportedError
 from seqexport.files import replace_file
-from seqexport.runtimes import onnx_metadata
+from seqexport.isolation import parse_onnx
 from seqexport.text import WORDS
 
 # Language → the suffix of its programs. Each has its template, a program but for the words between two @.
 LANGUAGES = {"python": ".py", "javascript": ".mjs"}
+# The types of inputs that they feed, by ONNX's numbers: float32, float64, int32, int64, bool, and Python's float16.
+TYPES = {"python": (1, 6, 7, 9, 10, 11), "javascript": (1, 6, 7, 9, 11)}
 TEMPLATES = Path(__file__).with_name("templates")
 MARK = "Written by seqexport deploy"
 
@@ -24,13 +26,19 @@ def write_client(path: str | os.PathLike[str], language: str, output: str | os.P
     """Write the program that runs the ONNX file `path`, and give its path: net.client.py or net.client.mjs beside
     net.onnx, unless `output` says where.
 
-    Raises InputError for an unknown language, and for a graph with inputs that JSON can't tell; FileError for a file
-    that is no ONNX model, and where something else stands at `output` or nothing can be written there.
+    Raises InputError for an unknown language; UnsupportedError for a graph with inputs that the program does not feed,
+    such as strings; FileError for a file that is no ONNX model, and where something else stands at `output` or nothing
+    can be written there.
     """
     path = Path(path)
     if language not in LANGUAGES:
         raise InputError(f"There is no client in {language!r}; expected {' or '.join(LANGUAGES)}.")
-    onnx_metadata(path)
+    for value in parse_onnx(path).graph.input:
+        if value.type.tensor_type.elem_type not in TYPES[language]:
+            raise UnsupportedError(
+                f"{path} takes {value.name} of a type that the client does not feed: a graph that takes text is run by "
+                "onnxruntime as it is; for a client give one that takes numbers."
+            )
     target = Path(output) if output else path.with_suffix(f".client{LANGUAGES[language]}")
     if target.is_file() and MARK not in target.read_text(encoding="utf-8", errors="replace"):
         raise FileError(f"{target} is there, and deploy did not write it: choose another output with -o.")

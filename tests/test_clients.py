@@ -8,13 +8,14 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from conftest import characters, save_classifier, save_forecaster, save_generator
 from torch import nn
 
 import seqexport
-from seqexport import FileError, InputError, cli, export
+from seqexport import FileError, InputError, UnsupportedError, cli, export
 from seqexport.clients import write_client
 from seqexport.text import UNKNOWN, Vocabulary
 
@@ -282,6 +283,11 @@ def test_what_deploy_did_not_write_stays(folder, capsys):
         write_client(folder / "net.onnx", "cobol")
     with pytest.raises(FileError):
         write_client(folder / "none.onnx", "python")
+    model = onnx.load(folder / "net.onnx")
+    model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.STRING
+    onnx.save(model, folder / "text.onnx")
+    with pytest.raises(UnsupportedError, match="takes x of a type that the client does not feed"):
+        write_client(folder / "text.onnx", "python")
 
 
 @pytest.mark.parametrize("language", ["python", pytest.param("onnxruntime-node", marks=node)])
