@@ -40,6 +40,7 @@ commands:
   run FILE NAME=VALUE …   run a model once
   quantize ONNX           write the int8 form of a file beside it, held against it
   compare FILE…           hold runtimes against torch, and time those that give what it gives
+  deploy ONNX …           write what runs a file elsewhere: a program, a Triton repository, a folder for the Hub
   doctor                  tell what is installed, whether it works, and the fix for what does not
 
 examples:
@@ -50,6 +51,7 @@ examples:
   python -m seqexport lstm.pt --module nets.py:Tagger --init '{"size": 64}' --input 'tokens: int64[batch,time]{0..999}'
   python -m seqexport verify lstm.pt lstm.onnx --thorough --report lstm.html
   python -m seqexport compare lstm.pt --seconds 60 -o comparison
+  python -m seqexport deploy lstm.onnx --client javascript
   python -m seqexport COMMAND --help
 
 exit codes: 0 verified and written · 1 verification failed, nothing written · 2 bad input, or it could not be done
@@ -274,6 +276,25 @@ def _compare_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _deploy_parser() -> argparse.ArgumentParser:
+    parser = _base_parser(
+        "deploy ONNX --client LANGUAGE | --triton DIR | --hub DIR [options]",
+        "Write what runs a file where neither torch nor seqexport is. What is written is read off the file and its "
+        "metadata; a graph that is changed for it, as Triton's is, is held against the file first.",
+        "deploy net.generate.onnx --client javascript",
+    )
+    parser.add_argument("onnx", metavar="ONNX", help="a network's file or a pipeline's, in float32 or int8")
+    parser.add_argument("--client", choices=("python", "javascript"), help="a program that runs the file, beside it")
+    parser.add_argument("-o", "--output", metavar="OUT", help="of --client: the program's path")
+    parser.add_argument("--triton", metavar="DIR", help="a folder for the file in the Triton model repository DIR")
+    parser.add_argument("--max-batch", type=int, default=32, help="of --triton: rows that it joins (default: 32)")
+    parser.add_argument("--instances", type=int, default=1, help="of --triton: copies of the model (default: 1)")
+    parser.add_argument("--threads", type=int, default=1, help="of --triton: threads of each copy (default: 1)")
+    parser.add_argument("--hub", metavar="DIR", help="a folder to push to the Hugging Face Hub, with the files beside")
+    parser.add_argument("--checkpoint", metavar="FILE", help="of --hub: the weights (default: found beside ONNX)")
+    return parser
+
+
 def _doctor_parser() -> argparse.ArgumentParser:
     return _base_parser(
         "doctor [--json]",
@@ -476,6 +497,19 @@ def _compare(options: argparse.Namespace) -> int:
     return 0
 
 
+def _deploy(options: argparse.Namespace) -> int:
+    from seqexport.delivery import deliver
+
+    asked = {name: value for name, value in vars(options).items() if name not in ("onnx", "json", "debug")}
+    with status(f"deploying {options.onnx}"):
+        written = [str(path) for path in deliver(options.onnx, **asked)]
+    if options.json:
+        print_json({"written": written})
+    else:
+        print("\n".join(f"wrote    {path}" for path in written))
+    return 0
+
+
 def _names(text: str | None, default: Sequence[str]) -> Sequence[str]:
     return default if text is None else [name.strip() for name in text.split(",") if name.strip()]
 
@@ -532,5 +566,6 @@ COMMANDS: dict[str, tuple[Callable[[], argparse.ArgumentParser], Callable[[argpa
     "run": (_run_parser, _run),
     "quantize": (_quantize_parser, _quantize),
     "compare": (_compare_parser, _compare),
+    "deploy": (_deploy_parser, _deploy),
     "doctor": (_doctor_parser, _doctor),
 }

@@ -17,7 +17,7 @@ import stat
 import struct
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -151,6 +151,58 @@ def put_in_place(drafts: Sequence[Draft]) -> None:
         finally:
             for name in former:
                 name.drop()
+
+
+def write_folder(folder: Path, contents: Mapping[str, bytes], mark: str) -> list[Path]:
+    """Put files into a folder of their own, all of them or none, and give their paths.
+
+    contents: path in the folder → bytes, README.md first, in which `mark` stands: by it the next call knows that the
+    folder is one of its own and may be replaced. Raises FileError, with the older files untouched, for a folder with
+    anything else in it, hidden files apart, and where a file can't be written.
+    """
+    _check_own(folder, contents, mark)
+    made: list[Path] = []
+    drafts: list[Draft] = []
+    try:
+        for name, content in contents.items():
+            made += _folders_made((folder / name).parent)
+            drafts.append(write_beside(folder / name, content))
+        put_in_place(drafts)
+    finally:
+        for draft in drafts:
+            draft.drop()
+        for place in reversed(made):
+            with contextlib.suppress(OSError):  # what has files in it stays
+                place.rmdir()
+    return [folder / name for name in contents]
+
+
+def _check_own(folder: Path, contents: Mapping[str, bytes], mark: str) -> None:
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise FileError(f"{folder} is a file; expected a folder, or a path where one can be made.")
+    there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    seen = {name for name in there if not any(part.startswith(".") for part in name.split("/"))}
+    readme = folder / "README.md"
+    ours = readme.is_file() and mark in readme.read_text(encoding="utf-8", errors="replace")
+    foreign = sorted(seen - contents.keys()) if ours else sorted(seen)
+    if foreign:
+        raise FileError(
+            f"{folder} holds {foreign[0]}, which is not of what would be written there: give a new or an empty folder."
+        )
+
+
+def _folders_made(folder: Path) -> list[Path]:
+    """Make the folder and those above it, and give those that were not there, the uppermost first."""
+    missing = [place for place in (folder, *folder.parents) if not place.exists()][::-1]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileError(
+            f"The folder {folder} could not be made ({error.strerror}): check permissions, or choose another."
+        ) from error
+    return missing
 
 
 def check_destination(path: Path) -> None:

@@ -1,6 +1,7 @@
 """Writing: the old file or the new one, whole, whatever happens; and nothing else left in the folder."""
 
 import ast
+import errno
 import json
 import os
 import signal
@@ -473,6 +474,60 @@ def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         replace_file(tmp_path / "net.onnx", b"new")
     assert names(tmp_path) == []
+
+
+MARK = "made by us"
+FOLDER = {"README.md": MARK.encode(), "one/a": b"new", "two/deep/b": b"new"}
+
+
+def test_a_folder_is_written_whole(tmp_path):
+    place = tmp_path / "above" / "folder"
+    for content in (b"new", b"newer"):
+        written = files.write_folder(place, FOLDER | {"one/a": content}, MARK)
+        assert [path.relative_to(place).as_posix() for path in written] == list(FOLDER)
+        assert (place / "one" / "a").read_bytes() == content
+    assert {path.name for path in place.rglob("*")} == {"README.md", "one", "a", "two", "deep", "b"}
+
+
+def test_a_folder_that_fails_leaves_nothing_new(tmp_path, monkeypatch):
+    calls, fsync = [], os.fsync
+
+    def full(descriptor):
+        calls.append(descriptor)
+        if len(calls) > 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(FileError, match="free some space"):
+        files.write_folder(tmp_path / "above" / "folder", FOLDER, MARK)
+    assert names(tmp_path) == []
+    monkeypatch.setattr(os, "fsync", fsync)
+    files.write_folder(tmp_path / "folder", FOLDER, MARK)
+    calls.clear()
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(FileError, match="free some space"):
+        files.write_folder(tmp_path / "folder", dict.fromkeys(FOLDER, b"newer"), MARK)
+    assert [(tmp_path / "folder" / name).read_bytes() for name in FOLDER] == list(FOLDER.values())
+    assert names(tmp_path / "folder" / "one") == ["a"]
+
+
+def test_a_folder_with_what_is_not_ours_is_refused(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(FileError, match="file is a file; expected a folder"):
+        files.write_folder(tmp_path / "file", FOLDER, MARK)
+    with pytest.raises(FileError, match="could not be made"):
+        files.write_folder(tmp_path / "file" / "folder", FOLDER, MARK)
+    with pytest.raises(FileError, match="holds file, which is not of what would be written"):
+        files.write_folder(tmp_path, FOLDER, MARK)
+    assert names(tmp_path) == ["file"]
+    (tmp_path / "file").unlink()
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "config").write_bytes(b"")
+    files.write_folder(tmp_path, FOLDER, MARK)
+    (tmp_path / "README.md").write_text("no longer by us")
+    with pytest.raises(FileError, match="holds README.md"):
+        files.write_folder(tmp_path, FOLDER, MARK)
 
 
 # What writes by itself, each into a folder that it made for the purpose, or into nothing.
