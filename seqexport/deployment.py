@@ -57,8 +57,9 @@ Rebuilt by `{command}`; this card is written by that command.
 Split: {_split(data["split"])}.
 
 ## Quality
-{words.quality}
-One training run, seed {checkpoint.metrics["seed"]}, {_minutes(checkpoint.metrics["seconds"])}.
+{words.quality.rstrip()}
+
+One training run, seed {checkpoint.metrics["seed"]}, {_minutes(checkpoint.metrics["seconds"])}{_before(checkpoint)}.
 
 ## Verification
 {verdict}: {len(report.outcomes)} cases against torch, the worst difference {report.max_abs_error:.1e} (allowed
@@ -281,6 +282,12 @@ def _split(parts: Mapping[str, int]) -> str:
 
 def _curve(checkpoint: Checkpoint) -> str:
     return "| checkpoint.curve.png | the learning curve |\n" if checkpoint.metrics.get("curve") else ""
+
+
+def _before(checkpoint: Checkpoint) -> str:
+    """What the net learnt before its task, if anything."""
+    seconds = (checkpoint.metrics.get("pretraining") or {}).get("seconds")
+    return f", after {_minutes(seconds)} on the texts' language" if seconds else ""
 
 
 def _article(noun: str) -> str:

@@ -282,7 +282,9 @@ def _bytes(size: float | None) -> str:
 def pictures(results: Mapping[str, Any]) -> dict[str, str]:
     """File name → SVG."""
     tasks = _by_task(results["quality"])
-    found = {"cells-quality.svg": figure(*_quality(tasks))}
+    found = {}
+    if any(task != ADDING for task in tasks):
+        found["cells-quality.svg"] = figure(*_quality(tasks))
     if ADDING in tasks:
         found["cells-memory.svg"] = figure(*_memory(tasks))
     if results["gradients"]:

@@ -76,7 +76,7 @@ def tasks() -> dict[str, Task]:
         plan = replace(base, hidden_size=hidden, layers=1, dropout=0.0, steps=steps, patience=None)
         found.append(Task(name, f"{name}, MAE", "mae", plan, _forecasting, forecasting.network_spec))
     reviews = datasets.load_reviews("reviews-zh")
-    words = sentiment.Recipe(hidden_size=128, epochs=1.5, looks=6, unknown=0.2)
+    words = sentiment.Recipe(hidden_size=128, epochs=3, looks=9, unknown=0.2)
     size = len(sentiment.fit_vocabulary(reviews, words.words))
     found.append(
         Task(
@@ -91,7 +91,10 @@ def tasks() -> dict[str, Task]:
     )
     text = datasets.load_text("shakespeare")
     signs = len(set(text.parts["train"])) + 1
-    letters = chargen.Recipe(hidden_size=192, layers=1, dropout=0.0, epochs=0.25, looks=4, learning_rate=4e-3)
+    # Short windows of few streams: many steps for little text, without which a gated net has not even begun.
+    letters = chargen.Recipe(
+        hidden_size=192, layers=1, dropout=0.0, window=64, batch=16, epochs=0.5, looks=6, learning_rate=4e-3
+    )
     found.append(
         Task(
             "characters",

@@ -89,7 +89,14 @@ MODELS = (
     Model(
         "characters-en", "Shakespeare, character by character", "lstm", "shakespeare", chargen.train, precision="bf16"
     ),
-    Model("characters-zh", "Romance of the Three Kingdoms, character by character", "lstm", "sanguo", chargen.train),
+    Model(
+        "characters-zh",
+        "Romance of the Three Kingdoms, character by character",
+        "lstm",
+        "sanguo",
+        chargen.train,
+        precision="bf16",
+    ),
 )
 
 
