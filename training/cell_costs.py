@@ -3,6 +3,7 @@ its gradient reaches."""
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from seqexport.checkpoint import read_checkpoint
 from seqexport.exporter import export
+from seqexport.files import replace_file
 from seqexport.footprint import footprint, peak_memory
 from seqexport.networks import Network
 from seqexport.peers import load, missing
@@ -91,8 +93,10 @@ def _sizes(path: Path, cell: Cell, hidden: int) -> dict[str, Any]:
 
 def _exported(folder: Path, cell: Cell, hidden: int) -> Path:
     torch.manual_seed(0)
+    buffer = io.BytesIO()
+    torch.save(Network(spec(cell, hidden)).state_dict(), buffer)
     path = folder / f"{cell}-{hidden}.pt"
-    torch.save(Network(spec(cell, hidden)).state_dict(), path)
+    replace_file(path, buffer.getvalue())
     export(path)
     return path
 

@@ -39,6 +39,8 @@ from training.publish import ROOT, write_block
 
 SEEDS = (0, 1, 2)
 SLOWER = 1 / 3  # the other learning rate that is tried
+# What the pool's processes find in their environment: one thread, and no progress bars beside the command's own.
+IN_PROCESSES = {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
 RESULTS, PAGE = ROOT / "exported" / "cells.json", ROOT / "docs" / "cells.md"
 
 
@@ -185,9 +187,10 @@ class Trainings:
     def results(self, runs: Sequence[Run]) -> dict[Run, dict[str, Any]]:
         """Run → its validation figure, test figure, seconds, steps and parameters, in the order of `runs`."""
         missing = [run for run in runs if self.key(run) not in self._known]
+        os.environ |= IN_PROCESSES
         context = multiprocessing.get_context("spawn")
         with (
-            concurrent.futures.ProcessPoolExecutor(self._jobs, context, _silence) as pool,
+            concurrent.futures.ProcessPoolExecutor(self._jobs, context) as pool,
             tqdm(total=len(runs), initial=len(runs) - len(missing), desc="trainings", unit="") as bar,
         ):
             waiting = {pool.submit(trained, run, self.checkpoint(run)): run for run in missing}
@@ -198,12 +201,6 @@ class Trainings:
                 bar.set_postfix_str(run.name)
                 bar.update()
         return {run: self._known[self.key(run)] for run in runs}
-
-
-def _silence() -> None:
-    """In a process of the pool: one thread, and no progress bars into the command's own."""
-    os.environ["OMP_NUM_THREADS"] = "1"
-    sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123 (as long as the process lives)
 
 
 def trained(run: Run, out: Path) -> dict[str, Any]:
