@@ -12,7 +12,9 @@ measured. It takes some two hours on two cores.
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import hashlib
+import io
 import json
 import multiprocessing
 import os
@@ -39,8 +41,6 @@ from training.publish import ROOT, write_block
 
 SEEDS = (0, 1, 2)
 SLOWER = 1 / 3  # the other learning rate that is tried
-# What the pool's processes find in their environment: one thread, and no progress bars beside the command's own.
-IN_PROCESSES = {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
 RESULTS, PAGE = ROOT / "exported" / "cells.json", ROOT / "docs" / "cells.md"
 
 
@@ -187,7 +187,7 @@ class Trainings:
     def results(self, runs: Sequence[Run]) -> dict[Run, dict[str, Any]]:
         """Run → its validation figure, test figure, seconds, steps and parameters, in the order of `runs`."""
         missing = [run for run in runs if self.key(run) not in self._known]
-        os.environ |= IN_PROCESSES
+        os.environ["OMP_NUM_THREADS"] = "1"  # which the pool's processes find
         context = multiprocessing.get_context("spawn")
         with (
             concurrent.futures.ProcessPoolExecutor(self._jobs, context) as pool,
@@ -208,8 +208,10 @@ def trained(run: Run, out: Path) -> dict[str, Any]:
     task = tasks()[run.task]
     plan = replace(task.plan, hidden_size=run.variant.hidden, learning_rate=run.rate)
     data = run.task if run.task in datasets.SERIES else "sunspots"  # each other task takes its own
+    options = Options(cell=run.variant.cell, data=data, out=out, seed=run.seed, threads=1)
     try:
-        metrics = task.train(Options(cell=run.variant.cell, data=data, out=out, seed=run.seed, threads=1), plan)
+        with contextlib.redirect_stderr(io.StringIO()):  # its progress bar, beside the command's own
+            metrics = task.train(options, plan)
     except SeqExportError as error:
         out.with_name(f"{out.name}.stopped").unlink(missing_ok=True)
         return {"failure": str(error), "validation": None, "test": None}
