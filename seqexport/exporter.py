@@ -26,7 +26,7 @@ from seqexport.inference import Choices
 from seqexport.isolation import check_structure, parse_onnx
 from seqexport.metrics import read_samples, task_metric
 from seqexport.modules import UserModule
-from seqexport.opinions import Exact, distance
+from seqexport.opinions import Exact, weighed
 from seqexport.parts import Part, State, checkpoint_parts, module_parts
 from seqexport.quantization import Source, describe, made_int8, parse_precision, require_gate
 from seqexport.reports import TOLERANCE, Outcome, Property, Report, Sample, require
@@ -326,13 +326,11 @@ def _verify_part(
 
 
 def _weighed(part: Part, case: Case, outcome: Outcome) -> Outcome:
-    """The outcome, explained where it is a little beyond the tolerance and torch is as far from its own float64."""
-    if part.strings or outcome.passed(TOLERANCE) or not replace(outcome, explained=True).passed(TOLERANCE):
+    """The outcome beside torch in float64, where that can explain it."""
+    if part.strings or outcome.passed(TOLERANCE):
         return outcome
-    exact = Exact(part.module, part.inputs, part.output_names).run(case.feeds)
-    own = 0.0 if exact is None else distance(exact, _reference(part).run(case.feeds))
-    note = f"torch itself is {own:.1e} from its float64"
-    return replace(outcome, explained=2 * own >= max(outcome.errors.values()), notes=(*outcome.notes, note))
+    exact = Exact(part.module, part.inputs, part.output_names)
+    return weighed(outcome, exact, case.feeds, _reference(part).run(case.feeds))
 
 
 def _metadata(part: Part, cases: int) -> dict[str, str]:

@@ -11,8 +11,10 @@ from seqexport.errors import InputError
 from seqexport.exporter import verify_files
 from seqexport.functional import evaluating
 from seqexport.modules import UserModule
+from seqexport.opinions import Exact, weighed
 from seqexport.parts import checkpoint_parts
 from seqexport.properties import LONG, LOOPS, examine
+from seqexport.reports import TOLERANCE, Outcome
 from seqexport.runtimes import OnnxRuntime, TorchRuntime, pipeline_path
 
 ALWAYS = ["agreement", "permutation", "rows alone", "long sequences", "extremes", "third opinion"]
@@ -116,6 +118,20 @@ def test_a_network_that_lacks_a_property_is_found_out_by_it(exported, name):
     result = tried(exported["lstm"], "network", NETWORK_FAULTS[name])[name]
     assert not result.held
     assert result.error > result.allowed
+
+
+@pytest.mark.parametrize("own, error, explained", [(4.5e-6, 8e-6, True), (3e-6, 8e-6, False), (9e-6, 1.1e-5, False)])
+def test_torchs_own_rounding_explains_a_little_and_no_more(own, error, explained):
+    expected = {"y": np.zeros((1, 2), np.float32)}
+    exact = Exact(nn.Identity(), (), ("y",))
+    exact.run = lambda feeds: {"y": np.full((1, 2), own)}
+    outcome = weighed(Outcome("network", "case", {"y": error}), exact, {}, expected)
+    assert outcome.explained is explained and outcome.passed(TOLERANCE) is explained
+
+
+def test_agreement_beyond_the_tolerance_needs_the_explanation(exported):
+    off = tried(exported["gru"], "network", shifted(lambda *_: True, by=8.5e-6))["agreement"]
+    assert not off.held and off.allowed == TOLERANCE
 
 
 def test_a_file_that_its_runtime_can_not_run_in_chunks_has_not_the_properties(exported):

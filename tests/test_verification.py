@@ -10,7 +10,7 @@ from conftest import forecaster, save_classifier, save_forecaster, save_generato
 from corruptions import TABLE
 
 import seqexport
-from seqexport import ParityError, exporter, parts, recurrent, tracing
+from seqexport import ParityError, exporter, opinions, parts, recurrent, tracing
 from seqexport.checkpoint import read_checkpoint
 from seqexport.reports import TOLERANCE, Outcome, Report, require
 from seqexport.runtimes import Runtime
@@ -188,7 +188,7 @@ def test_a_label_on_the_edge_is_a_tie_and_elsewhere_a_failure(found, passes, tie
 def test_beyond_the_tolerance_torchs_own_rounding_must_explain_it(tmp_path, monkeypatch, off, own, passes):
     path = save_forecaster(tmp_path / "net.pt", "gru")
     seqexport.export(path)
-    monkeypatch.setattr(exporter, "distance", lambda exact, found: own)
+    monkeypatch.setattr(opinions, "distance", lambda exact, found: own)
     monkeypatch.setattr(exporter, "verify", lambda subject, reference, candidate, cases: [
         Outcome(subject.part, case.name, {"y": off}) for case in cases
     ])  # fmt: skip
