@@ -101,7 +101,8 @@ def test_sequences_at_once_keep_their_states(server):
         np.testing.assert_allclose(np.concatenate(answer, 1), expected, rtol=0, atol=7e-6 * np.abs(expected).max())
     np.testing.assert_array_equal(read(0)[0], answers[0][0])  # a sequence of the same number begins at zero again
     assert any(f"together {count} " in log.read_text() for count in range(2, 9))
-    assert "'h0': [1, 2, 256]" in log.read_text()  # how Triton hands a state on: the rows first
+    hidden = runtime.metadata["network"]["hidden_size"]
+    assert f"'h0': [1, 2, {hidden}]" in log.read_text()  # how Triton hands a state on: the rows first
 
 
 def test_a_forecast_with_two_states(server):
