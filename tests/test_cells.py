@@ -11,6 +11,7 @@ from seqexport.networks import Network
 from seqexport.specs import CELLS, NetworkSpec
 from training import cell_costs, cell_findings, compare_cells, memory
 from training.command import Options
+from training.loop import Training
 
 # --- sizes and costs
 
@@ -91,7 +92,8 @@ def test_a_length_that_is_not_solved_ends_the_lengths(tmp_path, monkeypatch):
 
     def learn(objective, options, plan, length):
         learnt.append(length)
-        return type("Done", (), {"metrics": {"seconds": 1.0, "curve": [[5, 0.0, 0.0]]}})
+        about = {"seconds": 1.0, "curve": [[5, 0.0, 0.0]]}
+        return type("Done", (), {"metrics": about, "stopped_file": tmp_path / str(length)})
 
     monkeypatch.setattr(memory, "_learn", learn)
     errors = {10: 0.001, 30: 0.5, 100: 0.001}
@@ -108,6 +110,32 @@ def test_a_gru_learns_to_add(tmp_path):
     metrics = memory.train(options_of(tmp_path), plan)
     assert metrics["test"]["mse"]["4"] < memory.SOLVED < memory.UNINFORMED
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stopped_run_goes_on_in_the_length_where_it_was(tmp_path, monkeypatch):
+    plan = memory.Recipe(lengths=(4, 6), hidden_size=16, steps=400)
+    whole = memory.train(options_of(tmp_path), plan)
+    assert whole["test"]["mse"]["6"] < memory.SOLVED and list(tmp_path.iterdir()) == []
+    judge, looks = Training.judge, []
+
+    def stopped(self, found):
+        looks.append(self.stopped_file.name)
+        if looks.count("net.pt.6.stopped") == 3:
+            raise KeyboardInterrupt
+        judge(self, found)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Training, "judge", stopped)
+        memory.train(options_of(tmp_path), plan)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["net.pt.4.stopped", "net.pt.6.stopped"]
+    taken = []
+    descend = Training.descend
+    monkeypatch.setattr(
+        Training, "descend", lambda self, loss: (taken.append(self.stopped_file.name), descend(self, loss))
+    )
+    again = memory.train(options_of(tmp_path), plan)
+    assert again["test"] == whole["test"] and list(tmp_path.iterdir()) == []
+    assert set(taken) == {"net.pt.6.stopped"}
 
 
 def options_of(folder):

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from seqexport.errors import SeqExportError
+from seqexport.errors import FileError, SeqExportError
 from seqexport.files import replace_file
 from seqexport.footprint import describe_machine
 from seqexport.networks import Network
@@ -212,8 +212,9 @@ def trained(run: Run, out: Path) -> dict[str, Any]:
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # its progress bar, beside the command's own
             metrics = task.train(options, plan)
+    except FileError:  # says nothing of the cell
+        raise
     except SeqExportError as error:
-        out.with_name(f"{out.name}.stopped").unlink(missing_ok=True)
         return {"failure": str(error), "validation": None, "test": None}
     return {
         "validation": metrics["validation"][task.metric],

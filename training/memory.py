@@ -7,7 +7,8 @@ of 1/6; the longer the sequence, the longer the first number has to be kept.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -81,13 +82,17 @@ def train(options: Options, plan: Recipe) -> dict[str, Any]:
     objective = Sum(network)
     found: dict[str, float] = {}
     seconds, steps, goes_on = 0.0, 0, True
+    kept: list[Path] = []  # where each length's training tells how it ended, so that a stopped run goes on
     for length in plan.lengths:
         if goes_on:
             training = _learn(objective, options, plan, length)
+            kept.append(training.stopped_file)
             seconds, steps = seconds + training.metrics["seconds"], steps + training.metrics["curve"][-1][0]
         rng = np.random.default_rng([2, length])
         found[str(length)] = error(objective, *sequences(4 * plan.judged, length, rng))
         goes_on = goes_on and found[str(length)] < SOLVED
+    for file in kept:
+        file.unlink(missing_ok=True)
     capped = [min(value, UNINFORMED) for value in found.values()]
     return {
         "metric": "mean squared error",
@@ -112,7 +117,7 @@ def _learn(objective: Sum, options: Options, plan: Recipe, length: int) -> Train
             "mse",
             enough=SOLVED / 2,
         ),
-        options,
+        replace(options, out=options.out.with_name(f"{options.out.name}.{length}")),
         {**asdict(plan), "length": length},
         f"{options.cell} adding over {length} steps",
     )
@@ -124,7 +129,6 @@ def _learn(objective: Sum, options: Options, plan: Recipe, length: int) -> Train
         if training.looks:
             training.judge(lambda: error(objective, *judged))
     training.finish()
-    training.stopped_file.unlink(missing_ok=True)
     return training
 
 
