@@ -156,6 +156,21 @@ def test_a_result_that_is_known_is_not_trained_again(tmp_path, monkeypatch):
     assert compare_cells.Trainings({"adding": longer}, tmp_path, 1).key(run) != again.key(run)
 
 
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["--jobs", "0"], "--jobs is 0"),
+        (["--seconds", "nan"], "--seconds nan"),
+        (["--write", "--task", "adding"], "leave one of them out"),
+    ],
+)
+def test_what_can_not_be_compared_is_refused_before_anything_is_made(arguments, said, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        compare_cells.main([*arguments, "--work", str(tmp_path / "work")])
+    assert ended.value.code == 2 and said in capsys.readouterr().err
+    assert not (tmp_path / "work").exists()
+
+
 # --- what is said
 
 

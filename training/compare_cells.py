@@ -294,6 +294,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--task", action="append", help="only this task; may be given again (default: all)")
     parser.add_argument("--write", action="store_true", help="write exported/cells.json, docs/cells.md and its plots")
     options = parser.parse_args(arguments)
+    if options.jobs < 1 or not options.seconds > 0:
+        parser.error(f"--jobs is {options.jobs} and --seconds {options.seconds:g}; expected at least 1, and above 0")
+    if options.write and options.task:
+        parser.error("--write publishes the whole comparison, and --task asks for a part of it: leave one of them out")
     try:
         options.work.mkdir(parents=True, exist_ok=True)
         known = tasks()
