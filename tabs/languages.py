@@ -1,0 +1,72 @@
+"""The page in English and Chinese: the browser's first language that is either of them decides.
+
+English is in the code, and is the key of its translation; the translations are in chinese/, a file for each module. What
+stands on the page from the start is translated in the browser, by gradio's own i18n (`fixed`); what a handler says, on
+the server (`Words`). A test finds what is not translated, and what nobody says any more.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+CATALOGUES = Path(__file__).with_name("chinese")
+
+
+@functools.cache
+def catalogue(language: str) -> Mapping[str, str]:
+    """English → the language's words; nothing for English."""
+    if language != "zh":
+        return {}
+    merged: dict[str, str] = {}
+    for path in sorted(CATALOGUES.glob("*.json")):
+        merged |= json.loads(path.read_text(encoding="utf-8"))
+    return merged
+
+
+def i18n() -> gr.I18n:
+    """What `launch` takes."""
+    chinese = dict(catalogue("zh"))
+    return gr.I18n(en={text: text for text in chinese}, zh=chinese, **{"zh-CN": chinese})
+
+
+def fixed(text: str) -> Any:
+    """A label, a note, a button's or a tab's name: what is on the page before anybody asks anything. Only whole texts
+    without braces: the browser takes them for places to fill in."""
+    return gr.i18n.I18nData(text)
+
+
+@dataclass(frozen=True)
+class Words:
+    """A visitor's language: words("{n} texts", n=3) is the text in it."""
+
+    language: str = "en"
+
+    def __call__(self, text: str, /, **values: Any) -> str:
+        """The text with its values filled in, in English where there is no translation."""
+        return catalogue(self.language).get(text, text).format(**values)
+
+    @classmethod
+    def of(cls, request: gr.Request | None) -> Words:
+        """The language that the browser prefers, by its Accept-Language; English for a program that says nothing."""
+        accepted = str(request.headers.get("accept-language", "")) if request is not None else ""
+        ranked = []
+        for place, part in enumerate(accepted.split(",")[:50]):
+            tag, _, weight = part.partition(";q=")
+            try:
+                ranked.append((-float(weight or 1), place, tag.strip().lower()))
+            except ValueError:
+                continue
+        for *_, tag in sorted(ranked):
+            if tag[:2] in ("en", "zh"):
+                return cls(tag[:2])
+        return cls()
+
+
+ENGLISH = Words()
