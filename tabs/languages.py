@@ -1,8 +1,8 @@
 """The page in English and Chinese: the browser's first language that is either of them decides.
 
-English is in the code, and is the key of its translation; the translations are in chinese/, a file for each module. What
-stands on the page from the start is translated in the browser, by gradio's own i18n (`fixed`); what a handler says, on
-the server (`Words`). A test finds what is not translated, and what nobody says any more.
+English is in the code, and is the key of its translation; the translations are in chinese/, a file for each module.
+What stands on the page from the start is translated in the browser, by gradio's own i18n (`fixed`); what a handler
+says, on the server (`Words`). A test finds what is not translated, and what nobody says any more.
 """
 
 from __future__ import annotations
