@@ -11,9 +11,11 @@ import functools
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gradio as gr
 import numpy as np
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -22,7 +24,7 @@ from starlette.routing import Route
 
 from seqexport.errors import FileError, InputError
 from tabs import racing, webfiles
-from tabs.languages import Words
+from tabs.languages import Words, fixed
 
 PREFIX = "/gradio_api/browser"
 MODELS = {"characters-en": "generate", "characters-zh": "generate"}  # what a page may have: model → its pipeline
@@ -74,7 +76,7 @@ async def _answer(request: Request) -> Response:
 
 
 def routes() -> list[Route]:
-    """For gradio's app: launch(app_kwargs={"routes": routes()})."""
+    """What gradio's app takes beside its own routes, as launch(app_kwargs={"routes": …})."""
     return [Route(f"{PREFIX}/{{name:path}}", _answer, methods=["GET"])]
 
 
@@ -93,18 +95,38 @@ def megabytes(model: str) -> float:
     return sum(sizes) / 1e6
 
 
-def job(model: str, feeds: Mapping[str, Any], words: Words, slower: float = 1) -> dict[str, Any]:
+def job(model: str, prompt: str, feeds: Mapping[str, Any], words: Words, slower: float = 1) -> dict[str, Any] | None:
     """What the page's script needs to write a text by itself: the model's name and size, the feeds of its pipeline
-    (the uniform numbers as the bytes of float32, so that they are the server's to the last bit), and its words."""
+    (the uniform numbers as the bytes of float32, so that they are the server's to the last bit), the prompt as it is
+    shown, and what the script says. None where onnxruntime-web is missing."""
+    if missing():
+        return None
     uniforms = np.ascontiguousarray(feeds["uniforms"], dtype="<f4")
     return {
         "model": f"{model}.onnx",
         "megabytes": round(megabytes(model), 1),
+        "shown": prompt,
         "prompt": np.asarray(feeds["prompt"])[0].tolist(),
         "uniforms": base64.b64encode(uniforms.tobytes()).decode(),
         "settings": {name: feeds[name] for name in ("temperature", "top_k", "top_p")},
         "slower": slower,
         "words": said(words),
+    }
+
+
+def offers(models: Mapping[str, str], words: Words) -> dict[str, Any]:
+    """What the column's button says for each model of a choice (shown name → model's folder): before it was loaded,
+    and then."""
+    if missing():
+        return {"none": True}
+    again = said(words)["again"]
+    return {
+        shown: {
+            "file": f"{model}.onnx",
+            "load": words("Run it in your browser too ({size:.1f} MB)", size=megabytes(model)),
+            "again": again,
+        }
+        for shown, model in models.items()
     }
 
 
@@ -135,3 +157,43 @@ def script(function: str) -> str:
     """The JavaScript of an event: call a function of the page's script, which is loaded when it is first needed."""
     source = json.dumps(f".{PREFIX}/column.js")
     return f"(...values) => import(new URL({source}, document.baseURI)).then((column) => column.{function}(...values))"
+
+
+CSS = """
+#browser-choice { border: 1px solid var(--border-color-primary); border-radius: var(--block-radius); gap: 0.35rem;
+  padding: var(--block-padding); }
+#browser-choice .prose p { font-size: var(--block-label-text-size); color: var(--block-info-text-color); margin: 0; }
+#browser-speed { font-size: 0.85rem; line-height: 1.4; color: var(--body-text-color-subdued); }
+#browser-speed .ms { color: var(--body-text-color); }
+"""
+
+
+@dataclass(frozen=True)
+class Place:
+    """The column's parts: its button (hidden where there is nothing to offer), its verdict, and what goes between the
+    server and the page's script: the job, what was written, what is offered."""
+
+    button: gr.Button
+    verdict: gr.HTML
+    job: gr.JSON
+    own: gr.JSON
+    offers: gr.JSON
+    there: bool
+
+
+def column(height: int) -> Place:
+    """The visitor's own machine as a column, `height` pixels for its speed. The script knows its parts by their ids."""
+    there = missing() is None
+    nothing = fixed("To run it in your own browser too, run python -m tabs.webfiles here and start the demo again.")
+    note = fixed("The same exported file, in WebAssembly on your own machine. Nothing is loaded before you ask for it.")
+    with gr.Column(min_width=320):
+        with gr.Row():
+            with gr.Column(min_width=190, elem_id="browser-choice"):
+                gr.Markdown(fixed("Your browser"))
+                button = gr.Button(fixed("Run it in your browser too"), visible=there, size="md")
+            with gr.Column(min_width=190):
+                gr.HTML(note if there else nothing, elem_id="browser-speed", elem_classes="latency", min_height=height)
+        gr.HTML('<pre class="written"></pre>', elem_id="browser-text", elem_classes="column")
+        verdict = gr.HTML(elem_id="browser-verdict", elem_classes="latency", min_height=24)
+        job, own, offered = (gr.JSON(visible=False) for _ in range(3))
+    return Place(button, verdict, job, own, offered, there)

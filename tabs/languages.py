@@ -8,8 +8,9 @@ says, on the server (`Words`). A test finds what is not translated, and what nob
 from __future__ import annotations
 
 import functools
+import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,3 +71,17 @@ class Words:
 
 
 ENGLISH = Words()
+
+
+def spoken(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A handler for gradio of a function that takes `words` after its other arguments: with the visitor's language."""
+
+    def handler(request: gr.Request | None, *values: Any) -> Any:
+        return function(*values, words=Words.of(request))
+
+    def stream(request: gr.Request | None, *values: Any) -> Iterator[Any]:
+        yield from function(*values, words=Words.of(request))
+
+    chosen = stream if inspect.isgeneratorfunction(inspect.unwrap(function)) else handler
+    chosen.__name__ = getattr(function, "__name__", chosen.__name__)
+    return chosen

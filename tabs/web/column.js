@@ -17,8 +17,12 @@ function paragraph(kind, text) {
   return shown;
 }
 
+/** What stands in place of the column's note from now on. */
 function say(...lines) {
-  part("browser-speed").querySelector("[role=status]").replaceChildren(...lines);
+  const place = part("browser-speed");
+  const shown = place.querySelector(".prose") ?? place;
+  shown.setAttribute("role", "status");
+  shown.replaceChildren(...lines);
 }
 
 /** The text so far after its prompt, as the other columns show theirs. */
@@ -51,11 +55,12 @@ async function written(job) {
 }
 
 /** The button: load what is not there yet, and write → the record of what was written, and the button's next name. */
-export async function press(job, label) {
+export async function press(asked, label) {
+  const job = JSON.parse(JSON.stringify(asked)); // gradio's own objects can't be sent to a worker
   show(job.shown, "");
   try {
     const { tokens, seconds, stopped } = await written(job);
-    return [stopped ? null : { tokens, seconds, id: job.id }, job.words.again];
+    return [stopped ? null : { tokens, seconds }, job.words.again];
   } catch (error) {
     say(paragraph("note", filled(job.words.failed, { why: error.message })));
     return [null, label];
