@@ -160,9 +160,9 @@ def script(function: str) -> str:
 
 
 CSS = """
-#browser-choice { border: 1px solid var(--border-color-primary); border-radius: var(--block-radius); gap: 0.35rem;
+#browser-choice { border: 1px solid var(--border-color-primary); border-radius: var(--block-radius); gap: 0.6rem;
   padding: var(--block-padding); }
-#browser-choice .prose p { font-size: var(--block-label-text-size); color: var(--block-info-text-color); margin: 0; }
+#browser-choice .prose p { font-size: var(--block-title-text-size); color: var(--block-title-text-color); margin: 0; }
 #browser-speed { font-size: 0.85rem; line-height: 1.4; color: var(--body-text-color-subdued); }
 #browser-speed .ms { color: var(--body-text-color); }
 """

@@ -373,7 +373,7 @@ def tab(page: gr.Blocks, here: gr.Tab) -> None:
         measure = gr.Button(fixed("Measure"), size="lg")
     places: list[browser.Place] = []
     sides = []
-    for runtime, speed in racing.columns("generate", height=72, third=lambda: places.append(browser.column(72))):
+    for runtime, speed in racing.columns("generate", height=112, third=lambda: places.append(browser.column(112))):
         written = gr.HTML('<pre class="written"></pre>', elem_classes="column")
         sides.append((runtime, written, speed, gr.State()))
     own = places[0]

@@ -109,7 +109,8 @@ async function ask({ model: name, line, options = {} }) {
 /** The numbers of a text's tokens, and what the file says of its data. */
 async function read({ model: name, text }) {
   const model = models.get(name);
-  return { tokens: model.encode(text), labels: model.labels, unit: model.vocabulary.unit };
+  const { unit, lowercase } = model.vocabulary;
+  return { tokens: model.encode(text), labels: model.labels, unit, lowercase };
 }
 
 const kinds = { load, write, ask, read };
