@@ -53,7 +53,8 @@ function refresh() {
   const bytes = missing();
   find("#run").textContent = bytes ? say("Run (loads {size} MB)", { size: megabytes(bytes) }) : say("Run");
   find("#run").disabled = busy;
-  find("#stop").disabled = !(busy && task === "generate");
+  find("#stop").hidden = task !== "generate";
+  find("#stop").disabled = !busy;
   find("#about").textContent = say("This net was trained on {source} (licence: {licence}).", net());
 }
 
@@ -63,7 +64,7 @@ function tell(lead, detail = "") {
 }
 
 const milliseconds = ({ milliseconds: value, calls }) =>
-  say("{ms} ms on your machine, the median of {calls} calls", { ms: value.toFixed(2), calls });
+  say("{ms} ms on your machine, the median of {calls} calls.", { ms: value.toFixed(2), calls });
 
 // --- Forecast: the sunspots before a January, rolled on; the first path has no noise and is the central one.
 
@@ -79,16 +80,18 @@ async function forecast(model) {
   const answered = await runner.ask({ model, line: { history: [history], noise: [noise] } });
   const [central, ...drawn] = answered.path[0];
   const bands = Object.fromEntries([5, 25, 75, 95].map((share) =>
-    [`q${String(share).padStart(2, "0")}`, central.map((_, step) => quantile(drawn.map((path) => path[step]), share / 100))]));
+    [`q${String(share).padStart(2, "0")}`,
+      central.map((_, step) => quantile(drawn.map((path) => path[step]), share / 100))]));
   const truth = values.slice(start, start + horizon);
   const shown = Math.min(2 * season, start);
   const seen = values.slice(start - shown, start);
-  find("#shown").replaceChildren(plot({ seen, truth, central, bands, firstYear: year - shown / 12 }, say));
+  find("#shown").replaceChildren(plot({ seen, truth, central, bands, firstYear: year - shown / 12 },
+    find("#shown").clientWidth, say));
   const off = truth.reduce((sum, value, step) => sum + Math.abs(value - central[step]), 0) / truth.length;
   const lead = truth.length
     ? say("The central path is off by {off} on average.", { off: off.toFixed(1) })
     : say("What comes then is not known yet.");
-  tell(lead, `${milliseconds(answered)}.`);
+  tell(lead, milliseconds(answered));
   return { central, bands, known: truth.length, milliseconds: answered.milliseconds };
 }
 
@@ -183,10 +186,12 @@ for (const [name, label] of Object.entries(TASKS)) {
   };
   find("#tasks").append(button);
 }
-for (const [name, labels, filled, starts] of [["classify", NAMES, "texts", TEXTS], ["generate", BOOKS, "prompt", PROMPTS]]) {
+const choices = [["classify", NAMES, "texts", TEXTS], ["generate", BOOKS, "prompt", PROMPTS]];
+for (const [name, labels, filled, starts] of choices) {
   const choice = form.elements[name];
-  for (const { language } of about.nets.filter((one) => one.task === name)) choice.add(new Option(labels[language], language));
-  if (chinese && about.nets.some((one) => one.task === name && one.language === "zh")) choice.value = "zh";
+  const languages = about.nets.filter((one) => one.task === name).map((one) => one.language);
+  for (const language of languages) choice.add(new Option(labels[language], language));
+  if (chinese && languages.includes("zh")) choice.value = "zh";
   choice.onchange = () => {
     form.elements[filled].value = starts[choice.value];
     refresh();

@@ -27,9 +27,10 @@ export function quantile(numbers, share) {
   return sorted[low] + (at - low) * (sorted[Math.min(low + 1, sorted.length - 1)] - sorted[low]);
 }
 
-/** The end of the history, what came then, the central path in its bands; a step is a month. */
-export function plot({ seen, truth, central, bands, firstYear }, say) {
-  const [width, height, left, bottom, top] = [800, 340, 44, 26, 10];
+/** The end of the history, what came then, the central path in its bands; a step is a month. room: pixels there are. */
+export function plot({ seen, truth, central, bands, firstYear }, room, say) {
+  const width = Math.min(900, Math.max(320, room)); // so that its words are as large as the page's
+  const [height, left, bottom, top] = [Math.round(Math.max(220, 0.42 * width)), 44, 26, 10];
   const steps = seen.length + central.length;
   const highest = 1.05 * Math.max(...seen, ...truth, ...central, ...bands.q95, 1);
   const lowest = Math.min(0, ...central, ...bands.q05);
@@ -44,7 +45,7 @@ export function plot({ seen, truth, central, bands, firstYear }, say) {
     figure.append(drawn("line", { class: "grid", x1: left, x2: width - 8, y1: y(value), y2: y(value) }),
       drawn("text", { x: left - 8, y: y(value) + 4, "text-anchor": "end" }, String(value)));
   }
-  const years = Math.max(1, Math.ceil(steps / 12 / 8));
+  const years = Math.max(1, Math.ceil(steps / 12 / (width / 90)));
   for (let year = Math.ceil(firstYear); (year - firstYear) * 12 < steps - 6; year += years) {
     const place = x((year - firstYear) * 12);
     figure.append(drawn("text", { x: place, y: height - 6, "text-anchor": "middle" }, String(year)));
