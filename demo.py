@@ -16,16 +16,26 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio i
 import gradio as gr  # noqa: E402
 
 from seqexport.errors import FileError  # noqa: E402
-from tabs import characters, forecast, racing, sentiment  # noqa: E402
+from tabs import characters, forecast, languages, racing, sentiment  # noqa: E402
+from tabs.languages import fixed  # noqa: E402
 
-TABS = {"Forecast": forecast.tab, "Sentiment": sentiment.tab, "Characters": characters.tab}
+TABS = (
+    (fixed("Forecast"), forecast.tab),
+    (fixed("Sentiment"), sentiment.tab),
+    (fixed("Characters"), characters.tab),
+)
+# A screen reader reads the page in the language that gradio, which asks the same, shows it in.
+HEAD = """<script>
+document.documentElement.lang = navigator.language.toLowerCase().startsWith("zh") ? "zh-CN" : "en";
+</script>"""
 
 CSS = """
 .gradio-container { font-variant-numeric: tabular-nums; }
 .gradio-container .fillable { max-width: 1240px !important; }
+#head { gap: 0.4rem; margin-bottom: 0.25rem; }
 #head h1 { font-size: 1.75rem; font-weight: 700; letter-spacing: -0.01em; margin: 0.5rem 0 0.25rem; }
 #head p { margin: 0; max-width: 46rem; line-height: 1.5; }
-#head .machine { margin-top: 0.6rem; max-width: none; font-family: var(--font-mono); font-size: 0.8rem; }
+#head .machine { max-width: none; font-family: var(--font-mono); font-size: 0.8rem; }
 .result .lead { font-size: 1.5rem; font-weight: 700; line-height: 1.25; margin: 0.25rem 0; }
 .result .detail { line-height: 1.5; margin: 0; max-width: 60rem; }
 #head .machine, .result .detail, .latency .note { color: var(--body-text-color-subdued); }
@@ -45,6 +55,8 @@ def launch_options() -> dict[str, Any]:
     return {
         "theme": theme,
         "css": CSS + sentiment.CSS + characters.CSS,
+        "head": HEAD,
+        "i18n": languages.i18n(),
         "footer_links": ["api"],
         "max_file_size": "20mb",
     }
@@ -53,14 +65,17 @@ def launch_options() -> dict[str, Any]:
 def build() -> gr.Blocks:
     """The page. It loads no model: its first result is made when it is opened."""
     with gr.Blocks(title="seqexport: torch and ONNX Runtime side by side", analytics_enabled=False) as page:
-        gr.HTML(
-            "<h1>seqexport</h1><p>Recurrent nets, trained in PyTorch and exported to ONNX, answer the same question "
-            "twice: torch runs the checkpoint on the left, ONNX Runtime the exported file on the right. See that both "
-            f'agree, and which is faster.</p><p class="machine">{racing.hardware()}</p>',
-            elem_id="head",
-        )
+        with gr.Column(elem_id="head"):
+            gr.HTML("<h1>seqexport</h1>", padding=False)
+            # A component for each: gradio translates one text in it.
+            seen = fixed(
+                "Recurrent nets trained in PyTorch run beside their ONNX exports: see that both answer the same, and "
+                "which is faster."
+            )
+            gr.HTML(f"<p>{seen}</p>", padding=False)
+            gr.HTML(f'<p class="machine">{racing.hardware(fixed)}</p>', padding=False)
         with gr.Tabs():
-            for name, tab in TABS.items():
+            for name, tab in TABS:
                 with gr.Tab(name) as here:
                     try:
                         tab(page, here)
