@@ -7,16 +7,22 @@ come from exported/, which `python -m training.publish` writes.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import threading
 from typing import Any
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
+# After each event gradio would sum up all of them, ten thousand at most, with pandas, for a page that is off here.
+os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", str(10**12))
+os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")
 
 import gradio as gr  # noqa: E402
+from starlette.middleware import Middleware  # noqa: E402
 
 from seqexport.errors import FileError  # noqa: E402
 from tabs import characters, forecast, languages, racing, sentiment  # noqa: E402
+from tabs.guard import BodyLimit  # noqa: E402
 from tabs.languages import fixed  # noqa: E402
 
 TABS = (
@@ -28,6 +34,8 @@ TABS = (
 HEAD = """<script>
 document.documentElement.lang = navigator.language.toLowerCase().startsWith("zh") ? "zh-CN" : "en";
 </script>"""
+
+WAITING = 24  # visitors in the queue; who comes then is told that it is full
 
 CSS = """
 .gradio-container { font-variant-numeric: tabular-nums; }
@@ -41,16 +49,24 @@ CSS = """
 #head .machine, .result .detail, .latency .note { color: var(--body-text-color-subdued); }
 .latency .ms { font-size: 1.5rem; font-weight: 700; line-height: 1.2; margin: 0; }
 footer .divider { display: none; }
+.gradio-container { --strong: var(--primary-600); }
+.dark .gradio-container, .gradio-container.dark { --strong: var(--primary-400); }
+.gradio-container button[role=tab].selected { color: var(--strong); }
+.gradio-container :is(a, button, input, textarea, [tabindex]):focus-visible,
+.gradio-container label:has(:is([type=radio], [type=checkbox]):focus-visible) {
+  outline: 2px solid var(--strong) !important; outline-offset: 2px; }
 .latency .note { font-size: 0.85rem; line-height: 1.4; margin: 0; }
 """
 
 
 def launch_options() -> dict[str, Any]:
-    """Theme and style, which gradio takes at launch. The fonts are gradio's own files: no other host is asked."""
+    """Theme, style and limits, which gradio takes at launch. The fonts are gradio's files: no other host is asked."""
     font, mono = (gr.themes.LocalFont(name, weights=(400, 700)) for name in ("IBM Plex Sans", "IBM Plex Mono"))
     fonts: dict[str, Any] = {"font": [font, "sans-serif"], "font_mono": [mono, "monospace"]}
     theme = gr.themes.Base(primary_hue="blue", neutral_hue="zinc", radius_size="sm", **fonts)
     faint = ("body_text_color_subdued", "block_info_text_color")  # by default too faint to be read on white
+    # White on them, and they on white, have to be read: a contrast of 4.5 and more.
+    theme.set(button_primary_background_fill="*primary_600", button_primary_background_fill_hover="*primary_700")
     theme.set(**dict.fromkeys(faint, "*neutral_500"), **{f"{name}_dark": "*neutral_400" for name in faint})
     return {
         "theme": theme,
@@ -59,6 +75,10 @@ def launch_options() -> dict[str, Any]:
         "i18n": languages.i18n(),
         "footer_links": ["api"],
         "max_file_size": "20mb",
+        "app_kwargs": {"middleware": [Middleware(BodyLimit)]},
+        "enable_monitoring": False,
+        "run_history": False,  # a visitor's texts are kept nowhere
+        "mcp_server": importlib.util.find_spec("mcp") is not None,  # tools for agents, with the extra gradio[mcp]
     }
 
 
@@ -81,7 +101,8 @@ def build() -> gr.Blocks:
                         tab(page, here)
                     except FileError as error:  # nothing was trained yet: the page says what to run
                         gr.Markdown(str(error))
-    return page.queue(max_size=24, default_concurrency_limit=2)
+    # api_open: else a program could go past the queue, as many at once as it likes.
+    return page.queue(max_size=WAITING, default_concurrency_limit=2, api_open=False)
 
 
 def main() -> None:

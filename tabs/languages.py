@@ -38,8 +38,9 @@ def i18n() -> gr.I18n:
 
 
 def fixed(text: str) -> Any:
-    """A label, a note, a button's or a tab's name: what is on the page before anybody asks anything. Only whole texts
-    without braces: the browser takes them for places to fill in."""
+    """A label, a note, a placeholder, a choice, a button's or a tab's name: what is on the page before anybody asks
+    anything. Only whole texts without braces: the browser takes them for places to fill in. Within HTML and Markdown it
+    may stand among other text, but gradio translates one a component."""
     return gr.i18n.I18nData(text)
 
 

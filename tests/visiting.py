@@ -67,6 +67,19 @@ class Visit:
     def open(self, tab: str) -> None:
         self.page.get_by_role("tab", name=tab).click()
 
+    def quiet(self, still: int = 1000, within: float = 60.0) -> None:
+        """Wait until nothing is worked on and the page's text has not changed for `still` milliseconds."""
+        end = time.monotonic() + within
+        before = None
+        while time.monotonic() < end:
+            working = self.page.locator(".progress-text:visible, .eta-bar:visible, .generating:visible").count()
+            now = self.page.evaluate("document.body.innerText")
+            if not working and now == before:
+                return
+            before = now
+            self.page.wait_for_timeout(still)
+        raise AssertionError(f"the page was not still within {within} s: {before!r:.500}")
+
     def picture(self, name: str) -> Path:
         """Keep the whole page as it is now, under a name that tells width, theme and language too."""
         SCREENSHOTS.mkdir(parents=True, exist_ok=True)
