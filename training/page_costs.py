@@ -2,8 +2,8 @@
 
     python -m training.page_costs --write
 
-Starts the demo afresh for each round, opens it in Chromium with an empty cache, and prints medians; about a minute, on a
-machine that does nothing else. Needs playwright and a Chromium (--chromium).
+Starts the demo afresh for each round, opens it in Chromium with an empty cache, and prints medians; two minutes, on
+a machine that does nothing else. Needs playwright and a Chromium (--chromium).
 """
 
 from __future__ import annotations
@@ -78,7 +78,9 @@ def table(openings: Sequence[Opening]) -> str:
         "memory of the server after it": f"{memory / 2**20:.0f} MiB",
     }
     lines = ["| opening the demo | |", "|---|---:|", *(f"| {name} | {value} |" for name, value in rows.items())]
-    about = f"Medians of {len(openings)} openings of a demo just started. {hardware()}, Python "
+    about = (
+        f"Medians of {len(openings)} opening{'s' * (len(openings) > 1)} of a demo just started. {hardware()}, Python "
+    )
     about += f"{platform.python_version()}, gradio {version('gradio')}."
     return "\n".join([*lines, "", about])
 
