@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
@@ -32,11 +33,13 @@ class BodyLimit:
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """An ASGI application around another."""
         if scope["type"] != "http":
-            return await self.application(scope, receive, send)
+            await self.application(scope, receive, send)
+            return
         most = UPLOAD if str(scope["path"]).rstrip("/").endswith("/upload") else OTHER
         told = dict(scope["headers"]).get(b"content-length", b"0")
         if told.isdigit() and int(told) > most:
-            return await _refuse(send, most)
+            await _refuse(send, most)
+            return
         taken, started = 0, False
 
         async def counted() -> Message:
@@ -49,14 +52,13 @@ class BodyLimit:
 
         async def noted(message: Message) -> None:
             nonlocal started
-            started = True
-            await send(message)
+            if started or taken <= most:  # else it is how the application tells of _TooLarge, as of a broken request
+                started = True
+                await send(message)
 
-        try:
+        with contextlib.suppress(_TooLarge):
             await self.application(scope, counted, noted)
-        except _TooLarge:
-            if started:
-                raise
+        if taken > most and not started:
             await _refuse(send, most)
 
 
