@@ -44,7 +44,7 @@ def launch_options() -> dict[str, Any]:
     theme.set(**dict.fromkeys(faint, "*neutral_500"), **{f"{name}_dark": "*neutral_400" for name in faint})
     return {
         "theme": theme,
-        "css": CSS + contest.CSS + sentiment.CSS + characters.CSS,
+        "css": CSS + contest.CSS + forecast.CSS + sentiment.CSS + characters.CSS,
         "footer_links": ["api"],
         "max_file_size": "20mb",
     }
@@ -71,7 +71,7 @@ def build() -> gr.Blocks:
 
 def main() -> None:
     """Serve the page, by default at 127.0.0.1:7860; GRADIO_SERVER_NAME and GRADIO_SERVER_PORT change that."""
-    for module in ("torch", "matplotlib.figure"):  # what takes longest is imported while the page is built
+    for module in ("torch", "onnxruntime"):  # what takes longest is imported while the page is built
         threading.Thread(target=importlib.import_module, args=(module,), daemon=True).start()
     build().launch(**launch_options())
 
