@@ -286,13 +286,13 @@ def forecast_values(
 CSS = (
     chart.CSS
     + """
-#result { min-height: 7.5rem; }
+#result { min-height: 8.5rem; }
 .preview { overflow-x: auto; }
 .preview .note, .starts { color: var(--body-text-color-subdued); font-size: 0.85rem; margin: 0 0 0.5rem; }
 .preview table { border-collapse: collapse; font-size: 0.85rem; width: 100%; }
-.preview th, .preview td { text-align: left; padding: 0.15rem 0.75rem 0.15rem 0; white-space: nowrap;
-  border-bottom: 1px solid var(--border-color-primary); }
-@media (max-width: 720px) { #result { min-height: 17rem; } .chart .plot { height: 14rem; } }
+.preview th, .preview td { text-align: left; padding: 0.2rem 0.75rem 0.2rem 0 !important; white-space: nowrap;
+  border: 0 !important; border-bottom: 1px solid var(--border-color-primary) !important; }
+@media (max-width: 720px) { #result { min-height: 16rem; } .chart .plot { height: 14rem; } }
 """
 )
 
@@ -321,7 +321,7 @@ def show_start(source: str, start: Any, request: gr.Request | None = None) -> st
     with sentences():
         number = whole("start", start, 0, len(series.starts(source)) - 1)
         date = series.start_said(source, number, words)
-    return f'<p class="starts" role="status">{words("The forecast starts in {date}.", date=date)}</p>'
+    return f'<p class="starts" role="status">{words("Starts: {date}", date=date)}</p>'
 
 
 def take_file(path: str | None, request: gr.Request | None = None) -> tuple[Table, Any, str]:
@@ -364,7 +364,7 @@ def tab(page: gr.Blocks, here: gr.Tab) -> None:
                 file = gr.UploadButton(fixed("Upload a CSV or TSV"), file_types=[".csv", ".tsv", ".txt"], size="md")
                 table = gr.State(time_to_live=KEPT)
                 column = gr.Dropdown([], label=fixed("Column of numbers"), visible=False)
-                found = gr.HTML()
+                found = gr.HTML(padding=True)
         with gr.Column(min_width=320):
             cell = gr.Radio(CELLS, value="GRU", label=fixed("Cell of the net"))
             note = fixed("Each net knows one series only, and reads yours as such: choose what is most like it.")

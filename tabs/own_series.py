@@ -123,6 +123,8 @@ def _cells(text: str, delimiter: str) -> tuple[pandas.DataFrame, int]:
     if any(_number(top[name]) for name in numeric):  # the first row is one of values
         frame.columns = pandas.Index([f"column {number + 1}" for number in range(frame.shape[1])])
         return frame, 1
+    if rest.empty:
+        raise InputError(f"The file has one row, {str(top[0])!r:.40}; expected a heading and a row for each step.")
     names: dict[str, int] = {}
     for number, cell in enumerate(top):
         name = " ".join(str(cell).split())[:60] if isinstance(cell, str) else f"column {number + 1}"
@@ -210,7 +212,7 @@ def series_of(table: Table | None, column: str | None, words: Words = ENGLISH) -
             "more would be guessing."
         )
     if gaps:
-        notes.append(words("{gaps:,} gaps are filled along straight lines.", gaps=gaps))
+        notes.append(words("Gaps filled along straight lines: {gaps:,}.", gaps=gaps))
         count = np.arange(len(values))
         there = ~np.isnan(values)
         values = np.interp(count, count[there], values[there])
@@ -257,7 +259,7 @@ def _evenly(
     even = np.full(length, np.nan)
     even[places.astype(int)] = values
     missing = length - len(dates)
-    notes = [words("{missing:,} dates are missing from the file.", missing=missing)] if missing else []
+    notes = [words("Dates that the file leaves out: {missing:,}.", missing=missing)] if missing else []
     spacing = np.timedelta64(step, "s")
     names = {3600: "hour", 1800: "half-hour", 86400: "day", 604800: "week"}
     return even, dates[0] + np.arange(length) * spacing, spacing, names.get(step, "value"), notes
@@ -270,7 +272,7 @@ def preview(table: Table, words: Words = ENGLISH) -> str:
         shown = (html.escape(cell if len(cell) <= SHOWN_CELL else cell[: SHOWN_CELL - 1] + "…") for cell in cells)
         return "<tr>" + "".join(f"<{kind}>{cell}</{kind}>" for cell in shown) + "</tr>"
 
-    found = words("{rows:,} rows, {columns} columns of numbers.", rows=len(table.rows), columns=len(table.columns))
+    found = words("Rows: {rows:,}. Columns of numbers: {columns}.", rows=len(table.rows), columns=len(table.columns))
     said = html.escape(" ".join([found, *table.notes]))
     body = "".join(row(cells, "td") for cells in table.head[1:])
     return (

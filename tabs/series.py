@@ -164,6 +164,9 @@ def ticks(axis: np.ndarray, most: int = 5, words: Words = ENGLISH) -> list[tuple
         return [(_share(count, low, high), f"{count:,.0f}") for count in counts]
     low, high = low.astype("datetime64[s]"), high.astype("datetime64[s]")
     for unit, count in _CALENDAR:
+        first, last = (int(time.astype(f"datetime64[{unit}]").astype(int)) for time in (low, high))
+        if (last - first) // count > most:  # told before they are made: of a thousand years there are many hours
+            continue
         places = _calendar(low, high, unit, count)
         if len(places) <= most:
             return [(_share(place, low, high), _tick(place, unit, words)) for place in places]
