@@ -21,7 +21,7 @@ import gradio as gr  # noqa: E402
 from starlette.middleware import Middleware  # noqa: E402
 
 from seqexport.errors import FileError  # noqa: E402
-from tabs import characters, forecast, languages, racing, sentiment  # noqa: E402
+from tabs import characters, contest, forecast, languages, racing, sentiment  # noqa: E402
 from tabs.guard import BodyLimit  # noqa: E402
 from tabs.languages import fixed  # noqa: E402
 
@@ -70,7 +70,7 @@ def launch_options() -> dict[str, Any]:
     theme.set(**dict.fromkeys(faint, "*neutral_500"), **{f"{name}_dark": "*neutral_400" for name in faint})
     return {
         "theme": theme,
-        "css": CSS + sentiment.CSS + characters.CSS,
+        "css": CSS + contest.CSS + forecast.CSS + sentiment.CSS + characters.CSS,
         "head": HEAD,
         "i18n": languages.i18n(),
         "footer_links": ["api"],
@@ -107,7 +107,7 @@ def build() -> gr.Blocks:
 
 def main() -> None:
     """Serve the page, by default at 127.0.0.1:7860; GRADIO_SERVER_NAME and GRADIO_SERVER_PORT change that."""
-    for module in ("torch", "matplotlib.figure"):  # what takes longest is imported while the page is built
+    for module in ("torch", "onnxruntime"):  # what takes longest is imported while the page is built
         threading.Thread(target=importlib.import_module, args=(module,), daemon=True).start()
     build().launch(**launch_options())
 

@@ -1,68 +1,17 @@
-"""The demo in a real browser: what a visitor sees, on a wide and on a narrow screen."""
+"""The demo's Sentiment and Characters tabs in a real browser: what a visitor sees, on a wide and on a narrow screen."""
 
 import itertools
-from urllib.parse import urlparse
 
 import pytest
 
 pytest.importorskip("gradio")
 sync_api = pytest.importorskip("playwright.sync_api")
-from visiting import IMAGES, MARKS, Visit  # noqa: E402
+from visiting import MARKS, Visit  # noqa: E402
 
 from seqexport.errors import FileError  # noqa: E402
 from tabs import racing  # noqa: E402
 
 pytestmark = MARKS
-
-
-@pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize(("width", "columns"), [(1280, 2), (390, 1)])
-def test_opens_on_a_result(browser: "sync_api.Browser", url: str, width: int, columns: int, theme: str) -> None:
-    visit = Visit(browser, url, width, theme)
-    assert "times as" in visit.page.locator("#result").inner_text()
-    assert all(" ms" in text for text in visit.page.locator(".latency").all_inner_texts())
-    assert visit.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
-    boxes = [image.bounding_box() for image in visit.page.locator(IMAGES).all()]
-    assert all(box["width"] > 280 and box["x"] >= 0 and box["x"] + box["width"] <= width for box in boxes)
-    assert len({round(box["x"]) for box in boxes}) == columns
-    assert visit.complaints == []
-    assert visit.hosts - {""} == {urlparse(url).netloc}
-    visit.page.close()
-
-
-def test_button_gives_a_new_result(browser: "sync_api.Browser", url: str) -> None:
-    visit = Visit(browser, url, 1280, "light")
-    before = visit.figures()
-    visit.page.get_by_label("Seed of the noise").fill("7")
-    visit.press()
-    changed = f"before => [...document.querySelectorAll('{IMAGES}')].every((image, i) => image.src !== before[i])"
-    visit.page.wait_for_function(changed, arg=before)
-    assert "times as" in visit.page.locator("#result").inner_text()
-    assert visit.complaints == []
-    visit.page.close()
-
-
-def test_pasted_values_and_a_sentence_for_bad_ones(browser: "sync_api.Browser", url: str) -> None:
-    visit = Visit(browser, url, 1280, "light")
-    visit.page.get_by_label("Your own values").check()
-    values = visit.page.get_by_label("Values, oldest first")
-    values.fill("1, 2, three")
-    visit.press()
-    toast = visit.page.get_by_test_id("toast-body")
-    toast.wait_for()
-    assert "Value 3 of the series is “three”" in toast.inner_text()
-    before = visit.figures()
-    values.fill(" ".join(str(10 + i % 12) for i in range(200)))
-    visit.press()
-    visit.page.wait_for_function(f"src => document.querySelector('{IMAGES}').src !== src", arg=before[0])
-    visit.page.close()
-
-
-def test_inputs_have_labels(browser: "sync_api.Browser", url: str) -> None:
-    visit = Visit(browser, url, 1280, "light")
-    for label in ("Left runtime", "Right runtime", "Seed of the noise", "Sunspots", "GRU"):
-        assert visit.page.get_by_label(label).first.is_visible(), label
-    visit.page.close()
 
 
 SENTIMENT_SAYS = "#sentiment-result .lead"

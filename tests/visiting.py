@@ -20,8 +20,8 @@ ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-IMAGES = "[data-testid=matplotlib] img"
-TWO_FIGURES = f"() => document.querySelectorAll('{IMAGES}').length === 2"
+FIGURES = ".chart svg"
+TWO_FIGURES = f"() => document.querySelectorAll('{FIGURES}').length === 2"
 SCREENSHOTS = Path(os.environ.get("SEQEXPORT_SCREENSHOTS") or Path(__file__).with_name("screenshots"))
 # Every module of browser tests says `pytestmark = MARKS`.
 MARKS = [
@@ -58,8 +58,8 @@ class Visit:
         self.page.wait_for_function(until, timeout=60_000)
 
     def figures(self) -> list[str]:
-        """The two figures, as data URLs."""
-        return self.page.eval_on_selector_all(IMAGES, "images => images.map(i => i.src)")
+        """The two figures of the Forecast tab, as SVG."""
+        return self.page.eval_on_selector_all(FIGURES, "figures => figures.map(f => f.outerHTML)")
 
     def press(self, name: str = "Forecast") -> None:
         self.page.get_by_role("button", name=name, exact=True).click()
