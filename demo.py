@@ -16,7 +16,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio i
 import gradio as gr  # noqa: E402
 
 from seqexport.errors import FileError  # noqa: E402
-from tabs import characters, forecast, racing, sentiment  # noqa: E402
+from tabs import characters, contest, forecast, racing, sentiment  # noqa: E402
 
 TABS = {"Forecast": forecast.tab, "Sentiment": sentiment.tab, "Characters": characters.tab}
 
@@ -44,7 +44,7 @@ def launch_options() -> dict[str, Any]:
     theme.set(**dict.fromkeys(faint, "*neutral_500"), **{f"{name}_dark": "*neutral_400" for name in faint})
     return {
         "theme": theme,
-        "css": CSS + sentiment.CSS + characters.CSS,
+        "css": CSS + contest.CSS + sentiment.CSS + characters.CSS,
         "footer_links": ["api"],
         "max_file_size": "20mb",
     }
