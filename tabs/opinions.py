@@ -26,7 +26,8 @@ CSS = """
 .spark line { stroke: var(--body-text-color-subdued); stroke-width: 1; stroke-dasharray: 3 3; opacity: 0.6; }
 .spark polyline { fill: none; stroke: #3f82e0; stroke-width: 2; }
 .spark * { vector-effect: non-scaling-stroke; }
-.legend { color: var(--body-text-color-subdued); margin: 0; line-height: 1.5; }
+.legend, .legend p { color: var(--body-text-color-subdued); margin: 0; line-height: 1.5; font-size: 0.9rem; }
+#sentiment-legend { padding: 0 10px; }
 """
 
 

@@ -72,8 +72,8 @@ def decoded(content: bytes, encoding: str = AUTOMATIC) -> tuple[str, str]:
         ) from None
     if "\x00" in text:
         raise InputError(
-            f"The file holds a zero character (the {text.index(chr(0)) + 1:,}th), as no text does; expected a text: "
-            "choose another encoding, or save it as UTF-8."
+            f"The file holds a zero character, at place {text.index(chr(0)) + 1:,}, as no text does: choose another "
+            "encoding, or save it as a text in UTF-8."
         )
     return text, name
 

@@ -29,8 +29,8 @@ CSS = (
     + """
 #sentiment-result { min-height: 84px; }
 @media (max-width: 720px) { #sentiment-result { min-height: 190px; } }
-.about { min-height: 3rem; }
-@media (max-width: 720px) { .about { min-height: 8rem; } }
+#sentiment-about { min-height: 3rem; }
+@media (max-width: 720px) { #sentiment-about { min-height: 8rem; } }
 """
 )
 EXAMPLES = {
@@ -114,9 +114,10 @@ def _plain(values: np.ndarray, digits: int) -> list[float | None]:
 
 
 def labels_apart(one: Column, other: Column) -> int:
-    """Of how many texts the columns' labels differ."""
-    choices = [column.outputs["probabilities"].argmax(-1) for column in (one, other)]
-    return int((choices[0] != choices[1]).sum())
+    """Of how many texts the columns' labels differ; what is not a number is no label."""
+    pair = np.stack([column.outputs["probabilities"] for column in (one, other)])
+    choices, numbers = pair.argmax(-1), np.isfinite(pair).all((0, 2))
+    return int(((choices[0] != choices[1]) | ~numbers).sum())
 
 
 def details(
@@ -254,11 +255,11 @@ def tab(page: gr.Blocks, here: gr.Tab) -> None:
         "Words are shaded by it: blue leans positive, amber negative; point at one for its number. Dotted words are "
         "unknown to the net. Of long texts the first 2,000 words are shaded."
     )
-    gr.Markdown(legend, elem_classes="legend")
+    gr.Markdown(legend, elem_id="sentiment-legend", elem_classes="legend")
     sides = []
     for runtime, latency in racing.columns("classify", height=112):  # three lines of note
         sides.append((runtime, latency, gr.HTML(elem_classes="opinions")))
-    known = gr.HTML(elem_classes="legend about")
+    known = gr.HTML(elem_id="sentiment-about", elem_classes="legend")
     with gr.Accordion(fixed("All the numbers"), open=False):
         numbers = gr.JSON(label=fixed("Result"), show_label=False)
     text_lists.section(language, cell)

@@ -271,7 +271,7 @@ def show_end(chosen: Net, found: Sequence[Answer], seconds: float, more: str, wo
     """What came out, as HTML: how many of each label, how long it took, and which rows could not be read."""
     read = [answer.probabilities for answer in found if answer.probabilities is not None]
     counts = Counter(chosen.labels[int(share.argmax())] for share in read)
-    each = ", ".join(f"{counts[label]:,} {label_said(label, words)}" for label in reversed(chosen.labels))
+    each = words(", ").join(f"{counts[label]:,} {label_said(label, words)}" for label in reversed(chosen.labels))
     lead = words("{texts}: {each}.", texts=texts_said(len(read), words), each=each)
     detail = words(
         "By the {language} {cell} in ONNX Runtime within {seconds:.2f} s, {rate:,.0f} texts a second.",
