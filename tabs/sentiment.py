@@ -241,10 +241,24 @@ def tab(page: gr.Blocks, here: gr.Tab) -> None:
             )
             language = gr.Radio(list(MODELS), value="English", label=fixed("Language of the net"), info=note)
             note = fixed("The English net is there as an LSTM only.")
-            cell = gr.Radio(CELLS, value="LSTM", label=fixed("Cell of the net"), info=note, interactive=False)
+            cell = gr.Radio(
+                CELLS,
+                value="LSTM",
+                label=fixed("Cell of the net"),
+                info=note,
+                interactive=False,
+                elem_id="sentiment-cell",
+            )
         with gr.Column(scale=2, min_width=320):
             note = fixed("One text a line, at most 32 of 5,000 characters.")
-            text = gr.Textbox(EXAMPLES["A turn"][-1], label=fixed("Texts"), info=note, lines=6, max_lines=12)
+            text = gr.Textbox(
+                EXAMPLES["A turn"][-1],
+                label=fixed("Texts"),
+                info=note,
+                lines=6,
+                max_lines=12,
+                elem_id="sentiment-texts",
+            )
     examples = gr.Examples(
         [list(row) for row in EXAMPLES.values()], [language, cell, text], example_labels=list(EXAMPLES),
         label=fixed("Examples"),

@@ -29,7 +29,7 @@ from tabs.sentiment_nets import Net, net
 
 CHUNK, CHUNK_CHARACTERS = 256, 2**16  # texts, and their characters, between two looks at Stop and at the clock
 DEADLINE = 60.0  # seconds, after which a list ends with what it has: other visitors wait
-SHOWN, LISTED = 100, 20  # rows of the table on the page, rows that could not be read in the list below it
+SHOWN, LISTED = 100, 10  # rows of the table on the page, rows that could not be read in the list below it
 HEADINGS = ("row", "text", "label", "probability", "note")  # of the download, whatever language the page has
 # One list at a time, beside the measurements, which it takes no turn of.
 LISTS: dict[str, Any] = {"concurrency_id": "list", "concurrency_limit": 1}
@@ -219,19 +219,25 @@ def _cells(answer: Answer, labels: Sequence[str]) -> tuple[str, ...]:
 
 CSS = """
 .texts-table { max-height: 24rem; overflow: auto; border: 1px solid var(--border-color-primary); border-radius: 4px; }
-.texts-table table { width: 100%; border-collapse: collapse; font-size: 0.9rem; }
-.texts-table th, .texts-table td { text-align: left; vertical-align: top; padding: 0.35rem 0.6rem; border: 0;
-  border-bottom: 1px solid var(--border-color-primary); }
+.texts-table table { width: 100%; border-collapse: collapse; border: 0 !important; margin: 0; font-size: 0.9rem; }
+.texts-table th, .texts-table td { text-align: left; vertical-align: top; padding: 0.35rem 0.6rem !important;
+  border: 0 !important; border-bottom: 1px solid var(--border-color-primary) !important; }
 .texts-table thead th { position: sticky; top: 0; background: var(--background-fill-secondary); }
-.texts-table td { overflow-wrap: anywhere; }
-.texts-table td.what { min-width: 9rem; }
-.texts-table td.number, .texts-table td.label { overflow-wrap: normal; white-space: nowrap; }
-.texts-table td.number { text-align: right; }
+.texts-table td.what { overflow-wrap: anywhere; min-width: 7rem; }
+.texts-table td.number, .texts-table td.label { white-space: nowrap; }
+.texts-table .number { text-align: right; }
 .texts-table .reason { color: var(--body-text-color-subdued); }
+#sentiment-list-table p.legend { margin-top: 0.75rem; }
 #sentiment-list-says { min-height: 6.5rem; }
 #sentiment-list-says progress { width: 100%; max-width: 40rem; height: 0.75rem; accent-color: #3f82e0; }
 #sentiment-list-says .lead { font-size: 1.2rem; }
+@media (max-width: 720px) {
+  #sentiment-list-says { min-height: 13rem; }
+  .texts-table th, .texts-table td { padding: 0.3rem 0.35rem !important; }
+  .texts-table table { font-size: 0.8rem; }
+}
 """
+LONG, LONG_BAD = 300, 60  # characters of a text in the table, of one that could not be read
 
 
 def texts_said(count: int, words: Words = ENGLISH) -> str:
@@ -293,8 +299,8 @@ def show_end(chosen: Net, found: Sequence[Answer], seconds: float, more: str, wo
 def show_table(found: Sequence[Answer], labels: Sequence[str], words: Words = ENGLISH, complete: bool = False) -> str:
     """The first rows as an HTML table, in a box that is scrolled by keys too; and, once the list is complete, the first
     rows that could not be read, with their reasons."""
-    heads = (words("Row"), words("Text"), words("Label"), words("Probability"))
-    parts = "".join(f'<th scope="col">{html.escape(head)}</th>' for head in heads)
+    heads = {words("Row"): "number", words("Text"): "", words("Label"): "", words("Probability"): "number"}
+    parts = "".join(f'<th scope="col" class="{kind}">{html.escape(head)}</th>' for head, kind in heads.items())
     body = "".join(_show_row(answer, labels, words) for answer in found[:SHOWN])
     name = html.escape(words("Texts and their labels"))
     table = (
@@ -316,7 +322,8 @@ def show_table(found: Sequence[Answer], labels: Sequence[str], words: Words = EN
 
 def _show_row(answer: Answer, labels: Sequence[str], words: Words) -> str:
     row, share = answer.row, answer.probabilities
-    text = html.escape(row.text if len(row.text) <= 300 else row.text[:300] + "…")
+    most = LONG if share is not None else LONG_BAD
+    text = html.escape(row.text if len(row.text) <= most else row.text[:most] + "…")
     note = f' <span class="reason">({html.escape(answer.note)})</span>' if answer.note else ""
     label, sure = "–", "–"
     if share is not None:
