@@ -16,7 +16,6 @@ SHADED, POINTS = 2_000, 300  # tokens of a column with a shade, points of a line
 POSITIVE, NEGATIVE = "63,130,224", "201,120,42"  # red, green, blue of the leanings' backgrounds
 
 CSS = """
-.opinions { min-height: 9.5rem; }
 .opinion { border-top: 1px solid var(--border-color-primary); padding: 0.75rem 0; }
 .opinion .label { margin: 0; font-size: 1.1rem; }
 .opinion .words { margin: 0.25rem 0 0; line-height: 1.9; overflow-wrap: anywhere; white-space: pre-wrap; }

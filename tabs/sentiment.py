@@ -23,16 +23,24 @@ from tabs.text_lists import texts_said
 
 MAX_TEXTS, MAX_LENGTH = 32, 5_000  # texts, characters of one
 OUTPUTS = ("probabilities", "running")
-CSS = (
-    opinions.CSS
-    + text_lists.CSS
-    + """
-#sentiment-result { min-height: 84px; }
-@media (max-width: 720px) { #sentiment-result { min-height: 190px; } }
-#sentiment-about { min-height: 3rem; }
-@media (max-width: 720px) { #sentiment-about { min-height: 8rem; } }
+# What the answers will need is kept free for them, so that nothing moves when they come.
+PLACES = """
+#sentiment-result { min-height: 108px; }
+#sentiment-sides .block.latency { min-height: 112px; }
+#sentiment-sides .block.opinions { min-height: 11.5rem; }
+#sentiment-about { min-height: 4rem; }
+@media (max-width: 860px) {
+  #sentiment-result { min-height: 180px; }
+  #sentiment-about { min-height: 5.5rem; }
+  #sentiment-sides .block.opinions { min-height: 13.5rem; }
+}
+@media (max-width: 560px) {
+  #sentiment-result { min-height: 250px; }
+  #sentiment-about { min-height: 11rem; }
+  #sentiment-sides .block.opinions { min-height: 18rem; }
+}
 """
-)
+CSS = opinions.CSS + text_lists.CSS + PLACES
 EXAMPLES = {
     "A turn": (
         "English",
@@ -271,8 +279,9 @@ def tab(page: gr.Blocks, here: gr.Tab) -> None:
     )
     gr.Markdown(legend, elem_id="sentiment-legend", elem_classes="legend")
     sides = []
-    for runtime, latency in racing.columns("classify", height=112):  # three lines of note
-        sides.append((runtime, latency, gr.HTML(elem_classes="opinions")))
+    with gr.Column(elem_id="sentiment-sides"):
+        for runtime, latency in racing.columns("classify", height=112):  # three lines of note
+            sides.append((runtime, latency, gr.HTML(elem_classes="opinions")))
     known = gr.HTML(elem_id="sentiment-about", elem_classes="legend")
     with gr.Accordion(fixed("All the numbers"), open=False):
         numbers = gr.JSON(label=fixed("Result"), show_label=False)

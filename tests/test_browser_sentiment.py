@@ -30,7 +30,8 @@ CONTRAST = """selector => {
   });
   return [ratios.length, Math.min(...ratios)];
 }"""
-PLACES = """() => [...document.querySelectorAll('.opinions, #sentiment-about, #sentiment-result, #sentiment-list')]
+PLACES = """() => ['.block.opinions', '#sentiment-about', '#sentiment-result', '#sentiment-list']
+  .flatMap(what => [...document.querySelectorAll(what)])
   .map(e => Math.round(e.getBoundingClientRect().top + window.scrollY))"""
 
 
@@ -50,7 +51,13 @@ def counts(visit: Visit) -> list[int]:
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
 def test_opens_on_an_answer(browser: "sync_api.Browser", url: str, width: int, theme: str) -> None:
-    visit = opened(browser, url, width, theme)
+    visit = Visit(browser, url, width, theme)
+    visit.open("Sentiment")
+    visit.page.locator("#sentiment-result").wait_for()
+    before, answers = visit.page.evaluate(PLACES), visit.page.locator(SAYS).count()
+    visit.page.wait_for_selector(SAYS, timeout=PATIENCE)
+    assert answers == 0
+    assert visit.page.evaluate(PLACES) == before  # room was kept for the answer
     assert "times as" in visit.page.locator(SAYS).inner_text()
     left, right = visit.opinions()
     assert left == right
@@ -213,11 +220,14 @@ def test_a_list_goes_in_and_a_table_comes_out(
     visit.page.close()
 
 
-def test_a_long_list_can_be_stopped(browser: "sync_api.Browser", url: str) -> None:
+def test_a_long_list_can_be_stopped(browser: "sync_api.Browser", url: str, tmp_path: Path) -> None:
+    line = "The first hour is slow, but then the story finds its feet and the ending is wonderful. " * 4
+    path = tmp_path / "long.txt"
+    path.write_text(f"{line}\n" * 9_000, encoding="utf-8")
     visit = opened(browser, url)
     visit.page.get_by_role("button", name=LIST).click()
-    line = "The first hour is slow, but then the story finds its feet and the ending is wonderful. " * 4
-    visit.page.get_by_label("Texts, one a line").fill("\n".join([line] * 9_000))
+    visit.page.locator("#sentiment-list input[type=file]").set_input_files(path)
+    visit.page.locator("#sentiment-list").get_by_text("long.txt").first.wait_for()
     stop = visit.page.get_by_role("button", name="Stop the list")
     assert stop.is_disabled()
     visit.press("Classify the list")
@@ -258,14 +268,7 @@ def test_keys_are_enough_and_all_has_a_name(browser: "sync_api.Browser", url: st
     table.wait_for(timeout=PATIENCE)
     table.focus()
     assert table.evaluate("e => e === document.activeElement")
-    for label in (
-        "English",
-        "LSTM",
-        "Left runtime",
-        "Right runtime",
-        "Texts",
-        "Texts, one a line",
-        "Encoding of the file",
-    ):
-        assert visit.page.get_by_label(label, exact=True).locator("visible=true").count(), label
+    named = ("English", "LSTM", "Left runtime", "Right runtime", "Texts", "Texts, one a line", "Encoding of the file")
+    for label in named:
+        assert visit.page.get_by_label(label).locator("visible=true").count(), label
     visit.page.close()
