@@ -164,6 +164,19 @@ def test_through_a_client() -> None:
         np.testing.assert_allclose(one["probabilities"], two["probabilities"], atol=1e-5)
         with pytest.raises(Exception, match="There are 0 texts; expected 1 to 32"):
             client.predict([], "English", "torch", api_name="/sentiment_values")
+        listed = client.predict(["还不错。", ""], "中文", "GRU", api_name="/sentiment_list")
+        assert listed["labels"][1] is None
+        one = client.predict(["还不错。"], "中文", "onnxruntime", "GRU", api_name="/sentiment_values")
+        np.testing.assert_allclose(listed["probabilities"][0], one["probabilities"][0], atol=1e-5)
+        with pytest.raises(Exception, match="There are 10,001 texts; expected 1 to 10,000"):
+            client.predict(["x"] * 10_001, "English", "LSTM", api_name="/sentiment_list")
+        described = client.view_api(return_format="dict")["named_endpoints"]
+        assert {"/sentiment", "/sentiment_values", "/sentiment_list"} <= set(described)
+        taken = {
+            one["parameter_name"]: one["python_type"]["type"] for one in described["/sentiment_list"]["parameters"]
+        }
+        assert list(taken) == ["texts", "language", "cell"]
+        assert taken["texts"] == "list[str]"
         asked = ("ROMEO\n", "Shakespeare (English)", 50, 0.8, 0, 1.0, 1)
         one, two = (client.predict(*asked, name, api_name="/characters_values") for name in ("torch", "onnxruntime"))
         assert one["text"] == two["text"]

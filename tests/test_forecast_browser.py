@@ -1,4 +1,4 @@
-"""The Forecast tab in a real browser: what a visitor sees, on a wide and on a narrow screen, and does without a mouse."""
+"""The Forecast tab in a real browser: what a visitor sees, wide and narrow, and does without a mouse."""
 
 import itertools
 import time
