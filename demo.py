@@ -21,7 +21,7 @@ import gradio as gr  # noqa: E402
 from starlette.middleware import Middleware  # noqa: E402
 
 from seqexport.errors import FileError  # noqa: E402
-from tabs import characters, contest, forecast, languages, racing, sentiment  # noqa: E402
+from tabs import browser, characters, contest, forecast, languages, racing, sentiment  # noqa: E402
 from tabs.guard import BodyLimit  # noqa: E402
 from tabs.languages import fixed  # noqa: E402
 
@@ -70,12 +70,12 @@ def launch_options() -> dict[str, Any]:
     theme.set(**dict.fromkeys(faint, "*neutral_500"), **{f"{name}_dark": "*neutral_400" for name in faint})
     return {
         "theme": theme,
-        "css": CSS + contest.CSS + forecast.CSS + sentiment.CSS + characters.CSS,
+        "css": CSS + contest.CSS + forecast.CSS + sentiment.CSS + characters.CSS + browser.CSS,
         "head": HEAD,
         "i18n": languages.i18n(),
         "footer_links": ["api"],
         "max_file_size": "20mb",
-        "app_kwargs": {"middleware": [Middleware(BodyLimit)]},
+        "app_kwargs": {"middleware": [Middleware(BodyLimit)], "routes": browser.routes()},
         "enable_monitoring": False,
         "run_history": False,  # a visitor's texts are kept nowhere
         "mcp_server": importlib.util.find_spec("mcp") is not None,  # tools for agents, with the extra gradio[mcp]

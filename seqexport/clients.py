@@ -46,6 +46,12 @@ def write_client(path: str | os.PathLike[str], language: str, output: str | os.P
     return target
 
 
+def javascript_module() -> str:
+    """The JavaScript program as a module for a page of one's own: it exports Model, feedsOf, answer, and what they use,
+    and knows no file: the page opens those that it has."""
+    return _program(Path("net.onnx"), "javascript", Path("client.js"))
+
+
 def _program(path: Path, language: str, target: Path) -> str:
     beside = Path(os.path.relpath(path.absolute(), target.absolute().parent)).as_posix()
     located = json.dumps(beside if language == "python" else quote(f"./{beside}"))

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,3 +70,17 @@ class Words:
 
 
 ENGLISH = Words()
+
+
+def spoken(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A handler for gradio of a function that takes `words` after its other arguments: with the visitor's language."""
+
+    def handler(request: gr.Request | None, *values: Any) -> Any:
+        return function(*values, words=Words.of(request))
+
+    def stream(request: gr.Request | None, *values: Any) -> Iterator[Any]:
+        yield from function(*values, words=Words.of(request))
+
+    chosen = stream if inspect.isgeneratorfunction(inspect.unwrap(function)) else handler
+    chosen.__name__ = getattr(function, "__name__", chosen.__name__)
+    return chosen

@@ -275,9 +275,11 @@ def show_latency(column: Column | None, extra: str = "", words: Words = ENGLISH)
     return f'<p class="ms">{column.milliseconds:.2f} ms</p><p class="note">{note}</p>'
 
 
-def columns(pipeline: str, height: int) -> Iterator[tuple[gr.Dropdown, gr.HTML]]:
+def columns(
+    pipeline: str, height: int, third: Callable[[], Any] | None = None
+) -> Iterator[tuple[gr.Dropdown, gr.HTML]]:
     """The left and the right column: the choice of its runtime, and the place of its latency, `height` pixels high.
-    What the caller makes while it has one of them stands below."""
+    What the caller makes while it has one of them stands below. third: makes one more column beside them."""
     choices = [(RUNTIMES[name].label, name) for name in present(pipeline)]
     with gr.Row():
         for name, label in ((LEFT, fixed("Left runtime")), (RIGHT, fixed("Right runtime"))):
@@ -288,6 +290,8 @@ def columns(pipeline: str, height: int) -> Iterator[tuple[gr.Dropdown, gr.HTML]]
                     with gr.Column(min_width=190):
                         latency = gr.HTML(elem_classes="latency", min_height=height)
                 yield runtime, latency
+        if third is not None:
+            third()
 
 
 @contextlib.contextmanager

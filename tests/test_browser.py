@@ -1,4 +1,4 @@
-"""The demo's Sentiment and Characters tabs in a real browser: what a visitor sees, on a wide and on a narrow screen."""
+"""The demo's Characters tab in a real browser: what a visitor sees, on a wide and on a narrow screen."""
 
 import itertools
 
@@ -20,16 +20,18 @@ def test_characters_stream_in_both_columns_at_the_same_time(
 ) -> None:
     visit = Visit(browser, url, width, theme)
     visit.open("Characters")
-    visit.press("Write")
-    samples = visit.sampled(until="times as")
+    visit.page.get_by_label("number input for Characters to write").fill("300")
+    visit.press("Race")
+    samples = visit.sampled(until="Both wrote the same")
     grown = [all(b > a for a, b in zip(*pair, strict=True)) for pair in itertools.pairwise(samples)]
     assert sum(grown) >= 3, f"both columns grew together in {sum(grown)} samples: {samples}"
     left, right = visit.written()
     assert left == right
     assert left.startswith("ROMEO\n")
-    assert len(left) == 1006
-    assert "the same 1,000 characters" in visit.page.locator("#characters-result").inner_text()
-    assert all("characters/s" in text for text in visit.page.locator(".latency:visible").all_inner_texts())
+    assert len(left) == 306
+    assert "the same 300 characters" in visit.page.locator("#characters-result").inner_text()
+    assert "times as" not in visit.page.locator("#characters-result").inner_text()
+    assert all("characters/s" in text for text in visit.page.locator(".latency:visible").all_inner_texts()[:2])
     visit.check()
     visit.page.close()
 
@@ -38,9 +40,9 @@ def write_quickly(visit: Visit, seed: int, characters: int = 150) -> str:
     visit.page.get_by_label("Seed of the text").fill(str(seed))
     visit.page.get_by_label("number input for Characters to write").fill(str(characters))
     visit.page.get_by_label("as fast as it is").check()
-    visit.press("Write")
+    visit.press("Race")
     visit.page.wait_for_function("() => document.querySelector('#characters-result').innerText.includes('Writing')")
-    visit.sampled(until="times as")
+    visit.sampled(until="Both wrote the same")
     left, right = visit.written()
     assert left == right
     return left
@@ -62,17 +64,20 @@ def test_stop_stops_both_columns_and_one_can_start_again(browser: "sync_api.Brow
     visit = Visit(browser, url, 1280, "light")
     visit.open("Characters")
     visit.page.get_by_label("number input for Characters to write").fill("2000")
-    write, stop = (visit.page.get_by_role("button", name=name, exact=True) for name in ("Write", "Stop"))
+    race, stop = (visit.page.get_by_role("button", name=name, exact=True) for name in ("Race", "Stop"))
     assert stop.is_disabled()
-    visit.press("Write")
+    visit.page.wait_for_selector(".written code")  # the opening texts, after which both begin anew
+    visit.press("Race")
+    visit.page.wait_for_function("() => document.querySelector('#characters-result').innerText.includes('Writing')")
     visit.page.wait_for_function(
-        "() => [...document.querySelectorAll('.written')].every(c => c.textContent.length > 20)"
+        "() => [...document.querySelectorAll('.written')].slice(0, 2)"
+        ".every(c => c.textContent.length > 20 && c.textContent.length !== 306)"
     )
-    assert write.is_disabled()
+    assert race.is_disabled()
     visit.press("Stop")
     visit.sampled(until="Stopped")
     assert all(20 < len(text) < 2006 for text in visit.settled())
-    assert write.is_enabled()
+    assert race.is_enabled()
     assert stop.is_disabled()
     assert "times as" not in visit.page.locator("#characters-result").inner_text()
     write_quickly(visit, 1)
@@ -85,14 +90,14 @@ def test_a_bad_prompt_gets_a_sentence_and_the_page_stays_usable(browser: "sync_a
     visit.open("Characters")
     prompt = visit.page.get_by_label("Prompt")
     prompt.fill("☃☂")
-    visit.press("Write")
+    visit.press("Race")
     toast = visit.page.get_by_test_id("toast-body")
     toast.wait_for()
     assert "knows none of the prompt's characters" in toast.inner_text()
     prompt.fill("<b>JULIET ☃</b>\n")
-    visit.press("Write")
+    visit.press("Race")
     assert visit.page.wait_for_selector("#characters-result :text('does not know')")
-    visit.sampled(until="times as")
+    visit.sampled(until="Both wrote the same")
     assert visit.page.locator(".written b").count() == 0
     assert visit.written()[0].startswith("<b>JULIET ☃</b>\n")
     visit.check()
@@ -104,10 +109,10 @@ def test_what_was_written_last_is_in_sight(browser: "sync_api.Browser", url: str
     visit.open("Characters")
     write_quickly(visit, 3, 40)
     above = "box => box.querySelector('code').getBoundingClientRect().top - box.getBoundingClientRect().top"
-    assert all(0 < box.evaluate(above) < 40 for box in visit.page.locator(".written").all())
+    assert all(0 < box.evaluate(above) < 40 for box in visit.page.locator(".written:has(code)").all())
     write_quickly(visit, 3, 2000)
     below = "box => box.querySelector('code').getBoundingClientRect().bottom - box.getBoundingClientRect().bottom"
-    for box in visit.page.locator(".written").all():
+    for box in visit.page.locator(".written:has(code)").all():
         assert box.evaluate("box => box.scrollHeight > 2 * box.clientHeight")
         assert box.evaluate(below) <= 0
     visit.check()
@@ -128,7 +133,7 @@ def test_a_column_that_fails_leaves_a_page_that_can_be_used(
 
     with monkeypatch.context() as patch:
         patch.setattr(racing, "load_runtime", refuse)
-        visit.press("Write")
+        visit.press("Race")
         visit.sampled(until="Not finished")
         assert "The checkpoint is gone." in visit.page.locator("#characters-result").inner_text()
         assert "The checkpoint is gone." in visit.page.locator(".latency:visible").first.inner_text()
@@ -136,4 +141,22 @@ def test_a_column_that_fails_leaves_a_page_that_can_be_used(
     assert failed == ""
     assert len(written) == 1006
     write_quickly(visit, 1)
+    visit.page.close()
+
+
+def test_characters_open_on_a_text_and_are_measured_by_a_button_of_their_own(
+    browser: "sync_api.Browser", url: str
+) -> None:
+    visit = Visit(browser, url, 1280, "light")
+    visit.open("Characters")
+    visit.page.wait_for_selector("#characters-result .lead")
+    left, right = visit.written()
+    assert left == right
+    assert len(left) == 306
+    visit.press("Measure")
+    visit.sampled(until="times as")
+    assert "95 % interval" in visit.page.locator("#characters-result").inner_text()
+    assert "Both wrote the same 500 characters." in visit.page.locator("#characters-result").inner_text()
+    assert all("Median of" in text for text in visit.page.locator(".latency:visible").all_inner_texts()[:2])
+    visit.check()
     visit.page.close()

@@ -68,38 +68,45 @@ def test_what_is_shown_is_slowed_down_but_not_what_is_measured() -> None:
 
 def test_columns_end_with_a_sentence() -> None:
     record = None
-    for name in ("torch", "onnxruntime"):
-        last = list(characters.stream(name, "as fast as it is", *QUESTION))[-1]
+    for side, name in (("left", "torch"), ("right", "onnxruntime")):
+        getting_ready, *_, last = list(characters.stream(side, name, 1, *QUESTION))
+        assert "Getting ready" in getting_ready[1]
         assert "characters/s" in last[1]
         assert characters.finish(record, last[2])[0] == gr.skip() if record is None else True
         first, record = record, last[2]
-    result, numbers, go, stop, *records = characters.finish(first, record)
+    result, numbers, *records, go, stop, measure = characters.finish(first, record)
     assert records == [None, None]  # so that a second call has nothing left to do
-    assert "times as" in result
-    assert "the same 80 characters" in result
+    assert "times as" not in result  # a race is for show
+    assert "Both wrote the same 80 characters." in result
     assert numbers["same"]
-    assert set(numbers["measured"]) == {"torch", "onnxruntime"}
     assert go["interactive"]
     assert not stop["interactive"]
+    assert measure["interactive"]
 
 
-def records(change: int | None) -> list[dict]:
+def records(change: int | None, other: str = "onnxruntime") -> list[dict]:
     """What two columns wrote, of which the second has another token at `change`."""
     _, _, feeds, _ = characters.ask(*QUESTION)
     tokens = loaded("torch").run(feeds)["tokens"][0].tolist()
-    other = [token + 1 if place == change else token for place, token in enumerate(tokens)]
+    changed = [token + 1 if place == change else token for place, token in enumerate(tokens)]
     return [
         {"runtime": name, "tokens": written, "question": list(QUESTION)}
-        for name, written in (("torch", tokens), ("onnxruntime", other))
+        for name, written in (("torch", tokens), (other, changed))
     ]
 
 
-def test_texts_that_part_show_no_speed() -> None:
+def test_texts_that_part_are_told_where() -> None:
     result, numbers, *_ = characters.finish(*records(change=5))
-    assert "The texts part: no speed is shown." in result
-    assert "They part at character 6, where a change of" in result
-    assert numbers["measured"] == {}
+    assert "The texts part at character 6." in result
+    assert "more than rounding can explain" in result
     assert numbers["margin"] > TOLERANCE
+
+
+def test_int8_may_write_a_text_of_its_own() -> None:
+    result, numbers, *_ = characters.finish(*records(change=5, other="onnxruntime-int8"))
+    assert "The texts part at character 6." in result
+    assert "ONNX Runtime, int8 is another net, of rounded weights" in result
+    assert numbers["margin"] is None
 
 
 @pytest.mark.parametrize("place", [0, 7])
@@ -107,12 +114,43 @@ def test_a_tie_is_told_from_a_difference(monkeypatch: pytest.MonkeyPatch, place:
     monkeypatch.setattr(characters, "margin_at", lambda *_: 1e-7)
     result, numbers, *_ = characters.finish(*records(change=place))
     assert numbers["first_difference"] == place
-    if place:
-        assert "a tie, which rounding decides" in result
-        assert "times as" in result
-        assert numbers["measured"]["torch"]["characters"] == place
-    else:  # nothing was written alike that could be measured
-        assert "no speed is shown" in result
+    assert "a tie, which rounding decides" in result
+
+
+def test_a_measurement_tells_speeds_their_ratio_and_whether_the_texts_are_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(racing, "CAREFUL", 0.3)
+    result, left, right, numbers = characters.measured("torch", "onnxruntime", *QUESTION)
+    assert "times as" in result
+    assert "Both wrote the same 80 characters." in result
+    assert all("characters/s" in side and "Median of" in side for side in (left, right))
+    assert numbers["speed_up"]["value"] > 0
+    assert numbers["measured"]["torch"]["characters"] == 80
+    result, *_, numbers = characters.measured("onnxruntime", "onnxruntime-int8", *QUESTION)
+    assert "times as" in result
+    assert ("is another net" in result) is (not numbers["same"])
+    assert numbers["speed_up"]["value"] > 0
+
+
+def test_no_speed_where_texts_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(racing, "CAREFUL", 0.1)
+    monkeypatch.setattr(characters, "parted", lambda *_: 3)
+    monkeypatch.setattr(characters, "margin_at", lambda *_: 0.1)
+    result, left, right, numbers = characters.measured("torch", "onnxruntime", *QUESTION)
+    assert "No speed is shown." in result
+    assert "times as" not in result
+    assert left == right == '<p class="note">No latency: the answers differ.</p>'
+    assert numbers["measured"] is numbers["speed_up"] is None
+
+
+def test_the_tab_opens_on_the_beginning_of_both_texts() -> None:
+    sentence, left, right, offers = characters.opening(None, "torch", "onnxruntime", *QUESTION)
+    assert left == right
+    assert left.startswith('<pre class="written"><code><span class="prompt">ROMEO\n</span>')
+    assert "the same text" in sentence
+    assert offers
+    assert characters.opening(offers, "torch", "onnxruntime", *QUESTION) == (gr.skip(),) * 4
 
 
 @pytest.mark.parametrize(
@@ -136,12 +174,12 @@ def test_a_tie_is_told_from_a_difference(monkeypatch: pytest.MonkeyPatch, place:
 def test_bad_prompts_get_a_sentence(change: dict, sentence: str) -> None:
     question = [change.get(index, value) for index, value in enumerate(QUESTION)]
     with pytest.raises(gr.Error) as error:
-        characters.begin(*question)
+        characters.begin(1, *question)
     assert sentence in error.value.message
 
 
 def test_a_prompt_with_unknown_characters_or_a_long_one_is_answered_with_a_note() -> None:
-    lead, *_ = characters.begin("Shakespeare (English)", "O ☃!", 5, 1, 0, 1, 0)
+    lead, *_ = characters.begin(1, "Shakespeare (English)", "O ☃!", 5, 1, 0, 1, 0)
     assert "does not know" in lead
     assert "was trained to look back" in characters.characters_values("so it goes, " * 100, length=5)["notes"][0]
 

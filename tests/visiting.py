@@ -98,8 +98,8 @@ class Visit:
         return [text.strip() for text in self.page.locator(".opinion").all_inner_texts()]
 
     def written(self) -> list[str]:
-        """The texts of both columns of the Characters tab."""
-        return self.page.eval_on_selector_all(".written", "columns => columns.map(c => c.textContent)")
+        """The texts of the server's two columns of the Characters tab."""
+        return self.page.eval_on_selector_all(".written", "columns => columns.map(c => c.textContent)")[:2]
 
     def settled(self, still: int = 1500, within: float = 20.0) -> list[str]:
         """The texts of both columns, once they have not changed for `still` milliseconds: a slow machine goes on

@@ -15,7 +15,7 @@
 //
 // In a page: import {Model, feedsOf, answer} of this file, and Model.open(ort, bytes), as `main` below does.
 
-const WORDS = new RegExp("@WORDS@", "gu"); // what a word is, in vocabularies of words
+export const WORDS = new RegExp("@WORDS@", "gu"); // what a word is, in vocabularies of words
 const ARRAYS = {
   float32: Float32Array, float64: Float64Array, int64: BigInt64Array, int32: Int32Array, bool: Uint8Array,
 };
@@ -231,7 +231,7 @@ export function answer(model, outputs) {
 
 // --- Chance, from a seed (mulberry32): the same seed gives the same text, though not numpy's.
 
-function uniform(seed) {
+export function uniform(seed) {
   let state = seed >>> 0;
   return () => {
     state = (state + 0x6d2b79f5) >>> 0;
@@ -241,7 +241,7 @@ function uniform(seed) {
   };
 }
 
-const normal = (random) => () => Math.sqrt(-2 * Math.log(1 - random())) * Math.cos(2 * Math.PI * random());
+export const normal = (random) => () => Math.sqrt(-2 * Math.log(1 - random())) * Math.cos(2 * Math.PI * random());
 
 // --- The program.
 
