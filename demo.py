@@ -16,9 +16,14 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio i
 import gradio as gr  # noqa: E402
 
 from seqexport.errors import FileError  # noqa: E402
-from tabs import characters, forecast, racing, sentiment  # noqa: E402
+from tabs import characters, convert, forecast, jobs, languages, racing, sentiment  # noqa: E402
 
-TABS = {"Forecast": forecast.tab, "Sentiment": sentiment.tab, "Characters": characters.tab}
+TABS = {
+    "Forecast": forecast.tab,
+    "Sentiment": sentiment.tab,
+    "Characters": characters.tab,
+    "Convert yours": convert.tab,
+}
 
 CSS = """
 .gradio-container { font-variant-numeric: tabular-nums; }
@@ -44,7 +49,8 @@ def launch_options() -> dict[str, Any]:
     theme.set(**dict.fromkeys(faint, "*neutral_500"), **{f"{name}_dark": "*neutral_400" for name in faint})
     return {
         "theme": theme,
-        "css": CSS + sentiment.CSS + characters.CSS,
+        "css": CSS + sentiment.CSS + characters.CSS + convert.CSS,
+        "i18n": languages.i18n(),
         "footer_links": ["api"],
         "max_file_size": "20mb",
     }
@@ -52,7 +58,10 @@ def launch_options() -> dict[str, Any]:
 
 def build() -> gr.Blocks:
     """The page. It loads no model: its first result is made when it is opened."""
-    with gr.Blocks(title="seqexport: torch and ONNX Runtime side by side", analytics_enabled=False) as page:
+    # Gradio deletes what was uploaded, and what it copied; what else a conversion leaves, its own sweeper.
+    deleting = (round(jobs.SWEEP), round(jobs.KEPT))
+    title = "seqexport: torch and ONNX Runtime side by side"
+    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=deleting) as page:
         gr.HTML(
             "<h1>seqexport</h1><p>Recurrent nets, trained in PyTorch and exported to ONNX, answer the same question "
             "twice: torch runs the checkpoint on the left, ONNX Runtime the exported file on the right. See that both "

@@ -172,7 +172,13 @@ def _job(folder: Path, path: Path, **what: Any) -> dict[str, Any]:
     except OSError as error:
         raise FileError(f"The checkpoint could not be read ({error.strerror}): upload it again.") from error
     stem = Path(name).stem + ("_converted" if name.endswith(".onnx") else "")
-    return {"file": name, "output": f"{stem}.onnx", "memory": MEMORY, "seconds": int(SECONDS), "bytes": MOST_FILE} | what
+    return {
+        "file": name,
+        "output": f"{stem}.onnx",
+        "memory": MEMORY,
+        "seconds": int(SECONDS),
+        "bytes": MOST_FILE,
+    } | what
 
 
 def _said(job: Mapping[str, Any], folder: Path) -> Iterator[dict[str, Any]]:

@@ -10,6 +10,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -37,26 +38,36 @@ def inspected(job: Mapping[str, Any]) -> dict[str, Any]:
     about = {name: found[name] for name in kept if name in found}
     if "assumed" not in found:  # the inspection says in a sentence why nothing can be made of it
         return about | {"questions": [], "network": None}
-    asked = [choice for flag, choice in QUESTIONS.items() if any(flag in note for note in found["assumed"])]
+    asked = questions(found["assumed"])
     if about["task"] in ("classify", "generate"):
         asked.append("text")
     return about | {"questions": asked, "network": read_checkpoint(job["file"]).spec.to_dict()}
 
 
+def questions(assumed: Iterable[str]) -> list[str]:
+    """The choices that a file leaves open, by the notes of what was assumed in their place."""
+    notes = list(assumed)
+    return [choice for flag, choice in QUESTIONS.items() if any(flag in note for note in notes)]
+
+
 def converted(job: Mapping[str, Any], say: Say) -> dict[str, Any]:
     """Export the file, verified, and write the report and the programs beside it. Raises ParityError and its like."""
+    from onnx.shape_inference import infer_shapes
+
+    from seqexport.checkpoint import read_checkpoint
     from seqexport.exporter import export
     from seqexport.inference import Choices
     from seqexport.pages import write_report
 
     options, network = job["options"], Path(job["output"])
+    open_ = questions(read_checkpoint(job["file"]).notes)
     report = export(
         job["file"],
         network,
         state=options["state"],
         precision=options["precision"],
         text=options["text"],
-        choices=Choices(options["nonlinearity"], options["time_major"], options["head"]),
+        choices=Choices(**{name: options[name] for name in open_}),  # what the file tells is not chosen otherwise
         tell=lambda stage: say({"stage": vars(stage)}),
     )
     say({"stage": {"doing": "describe", "part": "", "at": 0, "count": 0}})
@@ -65,9 +76,10 @@ def converted(job: Mapping[str, Any], say: Say) -> dict[str, Any]:
     graphs, programs = {}, {}
     for file in report.files:
         path = Path(file.path)
-        graphs[path.name] = graph_of(parse_onnx(path).graph)
-        programs[path.name] = program(path)
-        Path(f"run_{path.stem.replace('.', '_')}.py").write_text(programs[path.name], encoding="utf-8")
+        graphs[path.name] = graph_of(infer_shapes(parse_onnx(path)).graph)
+        if not file.int8_bytes:  # an int8 file takes and gives the same
+            programs[path.name] = program(path)
+            Path(f"run_{path.stem.replace('.', '_')}.py").write_text(programs[path.name], encoding="utf-8")
     return {"report": report.to_dict(), "graphs": graphs, "programs": programs}
 
 
@@ -122,7 +134,9 @@ def _values(spec: TensorSpec, state: bool) -> str:
 def graph_of(graph: Any, outside: Mapping[str, int] | None = None) -> dict[str, Any]:
     """An ONNX graph as plain data to draw: inputs and outputs {name, shape}, nodes {op, about, inputs, outputs, shape,
     weights, bodies}; weights counts the numbers that a node reads from the file, outside those of graphs around it."""
-    constants = dict(outside or {}) | {tensor.name: math.prod(tensor.dims) for tensor in graph.initializer}
+    constants = dict(outside or {}) | {
+        tensor.name: 0 if tensor.data_type in _NO_WEIGHTS else math.prod(tensor.dims) for tensor in graph.initializer
+    }
     given = [value.name for value in graph.input]
     constants = {name: count for name, count in constants.items() if name not in given}
     if len(graph.node) > MOST_NODES:
@@ -139,17 +153,24 @@ def graph_of(graph: Any, outside: Mapping[str, int] | None = None) -> dict[str, 
                 "about": about["direction"].s.decode("ascii", "replace") if "direction" in about else "",
                 "inputs": list(dict.fromkeys(name for name in names if name and name not in constants)),
                 "outputs": [name for name in node.output if name],
-                "shape": next((shapes[name] for name in node.output if shapes.get(name)), ""),
+                "shape": next((shapes.get(name, "") for name in node.output if name), ""),
                 "weights": sum(constants.get(name, 0) for name in dict.fromkeys(names)),
                 "bodies": [graph_of(body, constants) for body in bodies],
             }
         )
     return {
-        "inputs": [{"name": name, "shape": shapes[name]} for name in given],
-        "outputs": [{"name": value.name, "shape": shapes[value.name]} for value in graph.output],
+        "inputs": [{"name": name, "label": _label(name), "shape": shapes[name]} for name in given],
+        "outputs": [
+            {"name": value.name, "label": _label(value.name), "shape": shapes[value.name]} for value in graph.output
+        ],
         "nodes": nodes,
         "count": len(nodes),
     }
+
+
+def _label(name: str) -> str:
+    """A value's name without what torch appends to those in a loop's body."""
+    return name.partition("_scan_combine_graph")[0]
 
 
 def _reached(body: Any) -> Iterable[str]:
@@ -161,6 +182,7 @@ def _reached(body: Any) -> Iterable[str]:
         yield from (name for name in (*node.input, *deeper) if name and name not in inside)
 
 
+_NO_WEIGHTS = (6, 7, 8, 9)  # int32, int64, string, bool: shapes, axes, tables of words
 _DTYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 8: "string", 9: "bool", 10: "float16"}
 
 
@@ -169,7 +191,10 @@ def _shape(value: Any) -> str:
     tensor = value.type.tensor_type
     if not tensor.HasField("shape"):
         return ""
-    dims = ",".join(dim.dim_param or str(dim.dim_value) for dim in tensor.shape.dim)
+    dims = ",".join(
+        dim.dim_param or (str(dim.dim_value) if dim.HasField("dim_value") else "?") for dim in tensor.shape.dim
+    )
+    dims = re.sub(r"\bunk__\d+", "?", dims)  # what inference could not tell
     return f"{_DTYPES.get(tensor.elem_type, '')}[{dims}]"
 
 
