@@ -25,15 +25,24 @@ HEADS, STATES, PRECISIONS = ("every", "last", "mean", "max"), ("optional", "expl
 CSS = (
     drawing.CSS
     + """
-.facts { border-collapse: collapse; margin: 0.5rem 0; font-size: 0.95rem; }
-.facts th, .facts td { text-align: left; vertical-align: top; padding: 0.25rem 1rem 0.25rem 0; border: 0;
-  border-bottom: 1px solid var(--border-color-primary); overflow-wrap: anywhere; }
+#convert-intro { gap: 0; }
+.facts, .facts tr { border: 0 !important; border-collapse: collapse; margin: 0.5rem 0; font-size: 0.95rem; }
+.facts th, .facts td { text-align: left; vertical-align: top; padding: 0.25rem 1rem 0.25rem 0 !important; border: 0;
+  border-bottom: 1px solid var(--border-color-primary) !important; overflow-wrap: anywhere; }
 .facts th { font-weight: 400; color: var(--body-text-color-subdued); white-space: nowrap; }
-.facts td.number { text-align: right; white-space: nowrap; }
+.facts .number { text-align: right; white-space: nowrap; }
 .wide { overflow-x: auto; }
-.result progress { width: 100%; max-width: 30rem; height: 0.5rem; accent-color: #3f82e0; margin-top: 0.6rem; }
-.refused { border-left: 3px solid #d97706; padding-left: 0.75rem; overflow-wrap: anywhere; }
+.refused { border-left: 3px solid #d97706; padding-left: 0.75rem; }
 .result .detail { overflow-wrap: anywhere; }
+.result progress { appearance: none; display: block; width: 100%; max-width: 30rem; height: 0.4rem; border: 0;
+  border-radius: 0.2rem; overflow: hidden; margin-top: 0.6rem; background: var(--border-color-primary); }
+.result progress::-webkit-progress-bar { background: var(--border-color-primary); }
+.result progress::-webkit-progress-value { background: #3f82e0; }
+.result progress::-moz-progress-bar { background: #3f82e0; }
+.result progress:indeterminate::-webkit-progress-bar { background: #3f82e0; }
+.result progress:indeterminate { animation: convert-pulse 1.6s ease-in-out infinite alternate; }
+@keyframes convert-pulse { from { opacity: 0.25; } to { opacity: 0.8; } }
+@media (prefers-reduced-motion: reduce) { .result progress:indeterminate { animation: none; opacity: 0.5; } }
 """
 )
 
@@ -95,7 +104,8 @@ def sizes(network: Mapping[str, Any], words: Words = ENGLISH) -> str:
     said = []
     if network["vocabulary"]:
         said.append(words("{count:,} tokens", count=network["vocabulary"]))
-    said.append(words("{count:,} numbers in", count=network["features"]))
+    count = network["features"]
+    said.append(words("{count:,} numbers a step", count=count) if count > 1 else words("1 number a step"))
     said.append(words("{count:,} hidden", count=network["hidden_size"]))
     if network["projection"]:
         said.append(words("projected to {count:,}", count=network["projection"]))
@@ -318,11 +328,12 @@ def convert(
 
 def tab(page: gr.Blocks, here: gr.Tab) -> None:
     """The tab that converts a file, and its events."""
-    for sentence in (
-        fixed("A checkpoint of an RNN, LSTM or GRU becomes an ONNX file, held against torch before you get it."),
-        fixed("Nothing in your file is executed, and what you upload or get is deleted within the hour."),
-    ):
-        gr.HTML(f'<p class="detail">{sentence}</p>', elem_classes="result", padding=False)
+    with gr.Column(elem_id="convert-intro"):
+        for sentence in (
+            fixed("A checkpoint of an RNN, LSTM or GRU becomes an ONNX file, held against torch before you get it."),
+            fixed("Nothing in your file is executed, and what you upload or get is deleted within the hour."),
+        ):
+            gr.HTML(f'<p class="detail">{sentence}</p>', elem_classes="result")
     with gr.Row():
         with gr.Column(min_width=320):
             file = gr.File(label=fixed("Your checkpoint, at most 20 MB"), height=150, elem_id="convert-file")
@@ -410,4 +421,5 @@ def tab(page: gr.Blocks, here: gr.Tab) -> None:
         show_progress="hidden",
         api_visibility="private",
     )
+    here.select(jobs.prepare, None, None, queue=False, show_progress="hidden", api_visibility="private")
     gr.api(convert, api_name="convert", concurrency_id="convert", concurrency_limit=12)

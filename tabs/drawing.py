@@ -22,7 +22,7 @@ MOST_TEXT = 44  # letters of a line
 MOST_NODES, MOST_BENDS = 400, 6_000  # of one drawing
 
 CSS = """
-.graph { overflow: auto; max-height: 40rem; border: 1px solid var(--border-color-primary); border-radius: 4px;
+.graph { overflow-x: auto; border: 1px solid var(--border-color-primary); border-radius: 4px;
   background: var(--block-background-fill); padding: 0.5rem; }
 .graph svg { display: block; margin: 0 auto; }
 .graph text { font-family: var(--font-mono), monospace; font-size: 11px; fill: var(--body-text-color); }

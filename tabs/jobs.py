@@ -8,6 +8,7 @@ says is not trusted either: it read a stranger's file.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
@@ -126,7 +127,7 @@ def inspect(path: Path) -> Iterator[dict[str, Any]]:
     """What the file is, read in a child: {"waiting": n} while others are before it, and at last {"found": …}."""
     with INSPECTIONS.place() as ahead, _folder(tempfile.gettempdir()) as folder:
         yield from _waited(ahead)
-        yield from _said(_job(folder, path, do="inspect"), folder)
+        yield from _said(_job(folder, path, do="inspect"))
 
 
 def convert(path: Path, options: Mapping[str, Any]) -> Iterator[dict[str, Any] | Result]:
@@ -139,7 +140,7 @@ def convert(path: Path, options: Mapping[str, Any]) -> Iterator[dict[str, Any] |
     with CONVERSIONS.place() as ahead, _folder(tempfile.gettempdir()) as folder:
         yield from _waited(ahead)
         job = _job(folder, path, do="convert", options=dict(options))
-        for thing in _said(job, folder):
+        for thing in _said(job):
             if "report" in thing:
                 yield Result(thing["report"], one_line(str(thing["error"])))
             elif "done" in thing:
@@ -172,18 +173,14 @@ def _job(folder: Path, path: Path, **what: Any) -> dict[str, Any]:
     except OSError as error:
         raise FileError(f"The checkpoint could not be read ({error.strerror}): upload it again.") from error
     stem = Path(name).stem + ("_converted" if name.endswith(".onnx") else "")
-    return {
-        "file": name,
-        "output": f"{stem}.onnx",
-        "memory": MEMORY,
-        "seconds": int(SECONDS),
-        "bytes": MOST_FILE,
-    } | what
+    limits = {"memory": MEMORY, "seconds": int(SECONDS), "bytes": MOST_FILE}
+    return {"folder": str(folder), "file": name, "output": f"{stem}.onnx", **limits, **what}
 
 
-def _said(job: Mapping[str, Any], folder: Path) -> Iterator[dict[str, Any]]:
+def _said(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Each thing that the child says. Raises what it says is wrong, and FileError for a child that was stopped."""
-    child = _start(job, folder)
+    child = _taken()
+    _give(child, job)
     lines: queue.Queue[bytes | None] = queue.Queue()
     threading.Thread(target=_read, args=(child, lines), daemon=True).start()
     end, size = time.monotonic() + SECONDS, 0
@@ -214,23 +211,62 @@ def _said(job: Mapping[str, Any], folder: Path) -> Iterator[dict[str, Any]]:
         raise FileError(f"{job['file']} {how}; expected a file that opens: it is damaged or hostile, or too large.")
     finally:
         _stop(child)
+        prepare()
 
 
-def _start(job: Mapping[str, Any], folder: Path) -> subprocess.Popen[bytes]:
+_spare: list[subprocess.Popen[bytes]] = []  # a child that has its libraries already and waits for its one job
+_spare_lock = threading.Lock()
+
+
+def prepare() -> None:
+    """Have a child ready for the next job: what it imports takes longer than most files do."""
+    with _spare_lock, contextlib.suppress(FileError):
+        if not _spare or _spare[0].poll() is not None:
+            _spare[:] = [_start()]
+
+
+def retire() -> None:
+    """End the child that waits for a job, if there is one."""
+    with _spare_lock:
+        for child in _spare:
+            _stop(child)
+        _spare.clear()
+
+
+atexit.register(retire)
+
+
+def _taken() -> subprocess.Popen[bytes]:
+    """The child that waits, or a new one; each does one job."""
+    with _spare_lock:
+        child = _spare.pop() if _spare else None
+    if child is not None and child.poll() is None:
+        return child
+    return _start()
+
+
+def _start() -> subprocess.Popen[bytes]:
     environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
-    environment |= {"PYTHONPATH": str(ROOT), "TMPDIR": str(folder), "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"}
+    environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"}
     try:
         return subprocess.Popen(
-            [sys.executable, "-P", "-m", "tabs.worker", json.dumps(job)],  # -P: nothing is imported from its folder
-            cwd=folder,
+            [sys.executable, "-P", "-m", "tabs.worker"],  # -P: nothing is imported from the folder of the job
+            cwd=ROOT,
             env=environment,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             start_new_session=True,  # so that all it starts can be ended with it
         )
     except OSError as error:
         raise FileError(f"No process could be started ({error.strerror}): try again in a minute.") from error
+
+
+def _give(child: subprocess.Popen[bytes], job: Mapping[str, Any]) -> None:
+    assert child.stdin is not None
+    with contextlib.suppress(OSError):  # it ended: whoever listens to it will notice
+        child.stdin.write(json.dumps(job).encode() + b"\n")
+        child.stdin.close()
 
 
 def _read(child: subprocess.Popen[bytes], lines: queue.Queue[bytes | None]) -> None:
@@ -259,8 +295,10 @@ def _stop(child: subprocess.Popen[bytes]) -> None:
         else:
             child.kill()
     child.wait()
-    assert child.stdout is not None
-    child.stdout.close()
+    for pipe in (child.stdin, child.stdout):
+        if pipe is not None:
+            with contextlib.suppress(OSError):
+                pipe.close()
 
 
 def _delivered(folder: Path, job: Mapping[str, Any]) -> list[str]:

@@ -1,17 +1,20 @@
-"""The child in which a visitor's file is opened: `python -m tabs.worker JOB` in a folder of the job's own.
+"""The child in which a visitor's file is opened: `python -m tabs.worker`, which reads one job, a line of JSON.
 
-It limits itself first, then says what it does in lines of JSON: {"stage": …} as it goes, and at last {"found": …} or
-{"done": …}, or {"error": …, "kind": …} for what could not be done. It imports no gradio, and runs nothing of the file.
+It goes into the job's folder and limits itself first, then says what it does in lines of JSON: {"stage": …} as it
+goes, and at last {"found": …} or {"done": …}, or {"error": …, "kind": …} for what could not be done. It imports no
+gradio, and runs nothing of the file.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import math
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -199,8 +202,15 @@ def _shape(value: Any) -> str:
 
 
 def main() -> None:
-    """Do the one job that the command line names, and end at once."""
-    job = json.loads(sys.argv[1])
+    """Wait for a job, do it, and end at once."""
+    for module in ("exporter", "inspection", "pages"):  # with torch: what takes longest, before there is a job
+        importlib.import_module(f"seqexport.{module}")
+    line = sys.stdin.readline()
+    if not line:  # whoever started this has ended
+        return
+    job = json.loads(line)
+    os.chdir(job["folder"])
+    os.environ["TMPDIR"], tempfile.tempdir = job["folder"], job["folder"]
     limit_process(job["memory"], job["seconds"])
     _limit_files(job["bytes"])
     channel = os.dup(1)
