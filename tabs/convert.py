@@ -26,12 +26,15 @@ CSS = (
     drawing.CSS
     + """
 #convert-intro { gap: 0; }
+#convert-intro .html-container { padding-top: 0; padding-bottom: 0.25rem; }
 .facts, .facts tr { border: 0 !important; border-collapse: collapse; margin: 0.5rem 0; font-size: 0.95rem; }
 .facts th, .facts td { text-align: left; vertical-align: top; padding: 0.25rem 1rem 0.25rem 0 !important; border: 0;
-  border-bottom: 1px solid var(--border-color-primary) !important; overflow-wrap: anywhere; }
-.facts th { font-weight: 400; color: var(--body-text-color-subdued); white-space: nowrap; }
-.facts .number { text-align: right; white-space: nowrap; }
+  border-bottom: 1px solid var(--border-color-primary) !important; white-space: nowrap; }
+.told td { overflow-wrap: anywhere; white-space: normal; }
+.facts th { font-weight: 400; color: var(--body-text-color-subdued); }
+.facts .number { text-align: right; }
 .wide { overflow-x: auto; }
+#convert-files .label-clear-button { display: none; }  /* what is there to download can't be taken off the list */
 .refused { border-left: 3px solid #d97706; padding-left: 0.75rem; }
 .result .detail { overflow-wrap: anywhere; }
 .result progress { appearance: none; display: block; width: 100%; max-width: 30rem; height: 0.4rem; border: 0;
@@ -61,7 +64,8 @@ def table(rows: Sequence[Sequence[Any]], headings: Sequence[str] = ()) -> str:
     lines = [f"<tr>{head}</tr>"] if head else []
     for row in rows:
         lines.append(f"<tr>{''.join(cell(value, not head and not place) for place, value in enumerate(row))}</tr>")
-    return f'<div class="wide"><table class="facts">{"".join(lines)}</table></div>'
+    kind = "facts" if head else "facts told"
+    return f'<div class="wide"><table class="{kind}">{"".join(lines)}</table></div>'
 
 
 def refused(lead: str, sentence: str) -> str:
@@ -91,7 +95,7 @@ def show_found(name: str, found: Mapping[str, Any], words: Words = ENGLISH) -> s
                      + steps.get(network["pooling"], "")))  # fmt: skip
     if str(found["task"]) in ("forecast", "classify", "generate"):
         rows.append((words("Pipeline"), words("{task}: a second file takes raw input", task=found["task"])))
-    if found["questions"]:
+    if set(found["questions"]) - {"text"}:
         rows.append((words("Not in the file"), words("what is asked below; the defaults are filled in")))
     if found["not used"]:
         rows.append((words("Not used"), listed([str(name) for name in found["not used"]], words)))
