@@ -2,6 +2,7 @@
 the tab and its events; the work is done in a child process (tabs/jobs.py)."""
 
 # Without `annotations` of the future: gradio reads the types of what an endpoint returns.
+import contextlib
 import html
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +12,7 @@ from typing import Any, Literal
 
 import gradio as gr
 
-from seqexport.errors import InputError, SeqExportError
+from seqexport.errors import FileError, InputError, SeqExportError
 from tabs import drawing, examples, jobs
 from tabs.languages import ENGLISH, Words, fixed
 from tabs.racing import sentences
@@ -215,6 +216,15 @@ def options_of(
     }
 
 
+@contextlib.contextmanager
+def understood() -> Iterator[None]:
+    """Raise FileError where what the child said is not what it says of itself: it read a stranger's file."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise FileError("What is said of this file can't be understood; do not trust it.") from error
+
+
 def recognise(file: str | None, request: gr.Request | None = None) -> Iterator[tuple[Any, ...]]:
     """What the tab shows of a new file: what it was recognised as, the questions that apply at their defaults, whether
     it can be converted; and nothing of the file before."""
@@ -232,15 +242,13 @@ def recognise(file: str | None, request: gr.Request | None = None) -> Iterator[t
             if "waiting" in thing:
                 yield show_waiting(thing["waiting"], words), *(gr.skip(),) * 10
             if "found" in thing:
-                found = thing["found"]
-                asked = found["questions"] if found["network"] else []
-                yield (
-                    show_found(jobs.plain_name(path.name), found, words),
-                    gr.update(visible=found["network"] is not None),
-                    *(gr.update(visible=name in asked, value=value) for name, value in FIRST.items()),
-                    gr.update(interactive=found["network"] is not None),
-                    *nothing,
-                )
+                with understood():
+                    found = thing["found"]
+                    shown, there = show_found(jobs.plain_name(path.name), found, words), found["network"] is not None
+                    asked = [name in found["questions"] for name in FIRST]
+                pairs = zip(asked, FIRST.values(), strict=True)
+                questions = (gr.update(visible=there and name, value=value) for name, value in pairs)
+                yield shown, gr.update(visible=there), *questions, gr.update(interactive=there), *nothing
     except SeqExportError as error:
         shown = refused(words("This file can't be converted."), str(error))
         yield shown, *hidden, gr.update(interactive=False), *nothing
@@ -271,12 +279,16 @@ def converted(
         path, options = jobs.uploaded(file), options_of(state, precision, text, nonlinearity, order == "time", head)
         for thing in jobs.convert(path, options):
             if isinstance(thing, jobs.Result):
-                yield show_verdict(thing, words), *delivered(thing, words), gr.update(interactive=True)
+                with understood():
+                    told = show_verdict(thing, words), *delivered(thing, words)
+                yield *told, gr.update(interactive=True)
             elif "waiting" in thing:
                 yield show_waiting(thing["waiting"], words), *(gr.skip(),) * 4
-            elif "stage" in thing and (time.monotonic() > shown + EVERY or not thing["stage"]["count"]):
+            elif "stage" in thing and time.monotonic() > shown + EVERY:
                 shown = time.monotonic()
-                yield show_stage(thing["stage"], words), *(gr.skip(),) * 4
+                with understood():
+                    stage = show_stage(thing["stage"], words)
+                yield stage, *(gr.skip(),) * 4
             else:
                 yield (gr.skip(),) * 5  # whoever left is noticed
     except SeqExportError as error:

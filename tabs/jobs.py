@@ -56,6 +56,9 @@ _KINDS = {
 }
 
 
+_UNCLEAR = "{file} made its process say what can't be understood: do not trust it."
+
+
 class Line:
     """One works, at most `most` wait, and whoever comes then is told so."""
 
@@ -145,8 +148,9 @@ def convert(path: Path, options: Mapping[str, Any]) -> Iterator[dict[str, Any] |
                 yield Result(thing["report"], one_line(str(thing["error"])))
             elif "done" in thing:
                 done = thing["done"]
-                files = _delivered(folder, job)
-                yield Result(done["report"], "", done["graphs"], done["programs"], files)
+                if not isinstance(done, dict) or not {"report", "graphs", "programs"} <= done.keys():
+                    raise FileError(_UNCLEAR.format(file=job["file"]))
+                yield Result(done["report"], "", done["graphs"], done["programs"], _delivered(folder, job))
             else:
                 yield thing
 
@@ -201,7 +205,7 @@ def _said(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             size += len(line)
             thing = _understood(line) if size <= MOST_SAID else None
             if thing is None:
-                raise FileError(f"{job['file']} made its process say what can't be understood; it was stopped.")
+                raise FileError(_UNCLEAR.format(file=job["file"]))
             if "error" in thing and "report" not in thing:
                 raise _KINDS.get(str(thing.get("kind")), FileError)(one_line(str(thing["error"])))
             yield thing

@@ -223,21 +223,26 @@ def main() -> None:
         say({"found": inspected(job)} if job["do"] == "inspect" else {"done": converted(job, say)})
     except ParityError as error:
         say({"error": str(error), "kind": "ParityError", "report": error.report.to_dict()})
-    except SeqExportError as error:
-        say({"error": str(error), "kind": type(error).__name__})
-    except MemoryError:
-        _say_memory(say, job)
-    except Exception as error:  # a defect, or memory that a library could not get
-        if "memory" in str(error).lower() or "alloc" in str(error).lower():
-            _say_memory(say, job)
-        else:
+    except Exception as error:  # whatever it is, it ends with a sentence
+        if _is_short_of_memory(error):
+            sentence = f"{job['file']} takes more than {job['memory'] >> 20:,} MiB of memory; expected a smaller net."
+            say({"error": sentence, "kind": "FileError"})
+        elif isinstance(error, SeqExportError):
+            say({"error": str(error), "kind": type(error).__name__})
+        else:  # a defect
             say({"error": f"{job['file']} could not be converted ({type(error).__name__}).", "kind": "FileError"})
     os._exit(0)
 
 
-def _say_memory(say: Say, job: Mapping[str, Any]) -> None:
-    sentence = f"{job['file']} takes more than {job['memory'] >> 20:,} MiB of memory; expected a smaller net."
-    say({"error": sentence, "kind": "FileError"})
+def _is_short_of_memory(error: BaseException | None) -> bool:
+    """Whether that is behind the error; libraries have their own words for it."""
+    while error is not None:
+        if isinstance(error, MemoryError) or re.search(
+            r"bad_alloc|can't allocate memory|failed to allocate", str(error)
+        ):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _limit_files(size: int) -> None:

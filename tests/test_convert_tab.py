@@ -1,4 +1,4 @@
-"""The Convert tab without a browser: conversions in the child process, hostile files, limits, names, and what is left."""
+"""The Convert tab without a browser: conversions in the child, hostile files, limits, names, and what is left."""
 
 import gc
 import json
@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from conftest import randomised, save_classifier  # noqa: E402
 from torch import nn  # noqa: E402
 
 import demo  # noqa: E402
-from seqexport.errors import CheckpointError, FileError, InputError, SeqExportError  # noqa: E402
+from seqexport.errors import CheckpointError, FileError, InputError  # noqa: E402
 from tabs import convert, drawing, examples, jobs, worker  # noqa: E402
 from training import hostile  # noqa: E402
 
@@ -214,12 +215,12 @@ HOSTILE = {
     "laughs": (hostile.contained(hostile.PICKLES["laughs of lists"], "archive"), "hostile.pt"),
     "deep tuples": (hostile.contained(hostile.PICKLES["deep tuples"], "archive"), "hostile.pt"),
     "safetensors": (hostile.SAFETENSORS["shape of petabytes"], "is a damaged safetensors file"),
-    "no checkpoint": (b"<script>alert(1)</script>", "is not a checkpoint"),
+    "no checkpoint": (b"<script>alert(1)</script>", "is neither a checkpoint nor an ONNX file"),
     "empty": (b"", "hostile.pt"),
 }
 
 
-@pytest.mark.parametrize("name", [name for name in HOSTILE if name in ("os.system", "expanded", "no checkpoint")])
+@pytest.mark.parametrize("name", ["os.system", "expanded"])
 def test_hostile_files_are_refused_with_their_sentence(uploads, name):
     refuse(uploads, name)
 
@@ -240,8 +241,6 @@ def refuse(uploads, name):
     assert str(uploads) not in about
     assert "<script>" not in about
     assert not go["interactive"]
-    with pytest.raises(SeqExportError, match="hostile.pt"):
-        last(jobs.convert(path, PLAIN))
     assert not any(hostile.MARKER in place.name for place in uploads.parent.rglob("*"))
     assert not (jobs.ROOT / hostile.MARKER).exists()
 
@@ -278,9 +277,7 @@ def test_a_deadline_is_a_sentence_and_ends_the_child(uploads, monkeypatch):
 def test_memory_is_limited(uploads, monkeypatch):
     _, path = tagger(uploads)
     monkeypatch.setattr(jobs, "MEMORY", 500 << 20)  # less than the libraries take, so that nothing more is given
-    with pytest.raises(
-        FileError, match=r"takes more than 500 MiB of memory|ended the process by SIG|ended its process"
-    ):
+    with pytest.raises(FileError, match=r"my_net.pt takes more than 500 MiB of memory; expected a smaller"):
         last(jobs.convert(path, PLAIN))
 
 
@@ -348,6 +345,19 @@ def test_what_a_child_says_is_not_trusted(uploads, monkeypatch, code, sentence):
         last(jobs.convert(uploads / "net.pt", PLAIN))
 
 
+@pytest.mark.parametrize(
+    "thing", [{"done": {}}, {"done": {"report": 1, "graphs": {}, "programs": {}}}, {"stage": 7}, {"stage": {"at": "x"}}]
+)
+def test_what_is_no_answer_is_a_sentence(uploads, monkeypatch, thing):
+    (uploads / "net.pt").write_bytes(b"PK")
+    child_that(monkeypatch, f"print({json.dumps(thing)!r})")
+    monkeypatch.setattr(convert, "EVERY", 0.0)
+    question = (str(uploads / "net.pt"), "tanh", "batch", "every", False, "optional", "fp32")
+    verdict, *_, go = last(convert.converted(*question))
+    assert "can&#x27;t be understood" in verdict
+    assert go["interactive"]
+
+
 DONE = "print(json.dumps({'done': {'report': {}, 'graphs': {}, 'programs': {}}}))"
 
 
@@ -410,20 +420,57 @@ def test_nothing_of_a_file_is_markup():
         convert.refused(BAD, BAD),
     ]
     for part in shown:
-        assert "<img" not in part
-        assert '"><' not in part.replace('"><p', "").replace('"><t', "").replace('"><s', "").replace(
-            '"><r', ""
-        ).replace('"><v', "").replace('"><d', "")
+        assert BAD in elements(part)["text"] or part is shown[3], part
+        assert elements(part)["tags"] <= TAGS
+        assert not any(name.startswith("on") or name in ("src", "href") for name in elements(part)["attributes"])
     assert "and 18 more" in shown[0]
 
 
+TAGS = {
+    "div",
+    "p",
+    "table",
+    "tr",
+    "th",
+    "td",
+    "progress",
+    "details",
+    "summary",
+    "b",
+    "span",
+    "svg",
+    "path",
+    "g",
+    "rect",
+}
+TAGS |= {"text"}
+
+
+def elements(markup):
+    """What a browser makes of it: the elements, their attributes, and the text between them."""
+    found = {"tags": set(), "attributes": set(), "text": ""}
+
+    class Reader(HTMLParser):
+        def handle_starttag(self, tag, attributes):
+            found["tags"].add(tag)
+            found["attributes"] |= {name for name, _ in attributes}
+
+        def handle_data(self, data):
+            found["text"] += data
+
+    Reader().feed(markup)
+    return found
+
+
 def chain(count, far=False):
-    nodes = [
-        {"op": "Add", "about": "", "inputs": [f"v{place}", "v0"] if far else [f"v{place}"], "outputs": [f"v{place + 1}"],
-         "shape": "", "weights": 0, "bodies": []}
-        for place in range(count)
-    ]  # fmt: skip
-    return {"inputs": [{"name": "v0", "label": "v0", "shape": ""}], "outputs": [], "nodes": nodes, "count": count}
+    """A graph of nodes that each read the one before, and, far, the input too."""
+    given = {"name": "v0", "label": "v0", "shape": ""}
+    nodes = []
+    for place in range(count):
+        inputs = [f"v{place}", "v0"] if far else [f"v{place}"]
+        plain = {"op": "Add", "about": "", "shape": "", "weights": 0, "bodies": []}
+        nodes.append(plain | {"inputs": inputs, "outputs": [f"v{place + 1}"]})
+    return {"inputs": [given], "outputs": [], "nodes": nodes, "count": count}
 
 
 def test_boxes_of_a_drawing_do_not_touch_and_stand_below_what_they_read():
@@ -453,7 +500,7 @@ def test_drawings_end_in_time(graph, svg):
 
 def test_folders_of_jobs_are_swept_by_age(uploads):
     old, young = uploads / f"{jobs.PREFIX}{'a' * 32}", uploads / f"{jobs.PREFIX}{'b' * 32}"
-    other, link = uploads / "c" * 1, uploads / f"{jobs.PREFIX}{'d' * 32}"
+    other, link = uploads / "c", uploads / f"{jobs.PREFIX}{'d' * 32}"
     for folder in (old, other):
         folder.mkdir()
         (folder / "x.onnx").write_bytes(b"x")
@@ -467,6 +514,7 @@ def test_folders_of_jobs_are_swept_by_age(uploads):
     assert (other / "x.onnx").exists()
 
 
+@pytest.mark.slow
 def test_uploads_are_deleted_by_gradio_and_programs_can_convert(tmp_path, monkeypatch):
     """Through a client: the endpoint, paths that were not uploaded, and that what was uploaded goes by itself."""
     client_module = pytest.importorskip("gradio_client")
@@ -505,6 +553,7 @@ def raw(client, file):
     raise RuntimeError(httpx.get(url, timeout=120).text)
 
 
+@pytest.mark.slow
 def test_a_classifier_is_asked_about_texts_and_gets_int8(uploads):
     path = save_classifier(uploads / "texts.pt", cell="lstm", hidden_size=32)
     about, _, *asked, _, _, _, _, _ = last(convert.recognise(str(path)))
