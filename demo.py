@@ -21,7 +21,7 @@ import gradio as gr  # noqa: E402
 from starlette.middleware import Middleware  # noqa: E402
 
 from seqexport.errors import FileError  # noqa: E402
-from tabs import browser, characters, contest, forecast, languages, racing, sentiment  # noqa: E402
+from tabs import browser, characters, contest, convert, forecast, jobs, languages, racing, sentiment  # noqa: E402
 from tabs.guard import BodyLimit  # noqa: E402
 from tabs.languages import fixed  # noqa: E402
 
@@ -29,6 +29,7 @@ TABS = (
     (fixed("Forecast"), forecast.tab),
     (fixed("Sentiment"), sentiment.tab),
     (fixed("Characters"), characters.tab),
+    (fixed("Convert yours"), convert.tab),
 )
 # A screen reader reads the page in the language that gradio, which asks the same, shows it in.
 HEAD = """<script>
@@ -70,7 +71,7 @@ def launch_options() -> dict[str, Any]:
     theme.set(**dict.fromkeys(faint, "*neutral_500"), **{f"{name}_dark": "*neutral_400" for name in faint})
     return {
         "theme": theme,
-        "css": CSS + contest.CSS + forecast.CSS + sentiment.CSS + characters.CSS + browser.CSS,
+        "css": CSS + contest.CSS + forecast.CSS + sentiment.CSS + characters.CSS + browser.CSS + convert.CSS,
         "head": HEAD,
         "i18n": languages.i18n(),
         "footer_links": ["api"],
@@ -84,7 +85,10 @@ def launch_options() -> dict[str, Any]:
 
 def build() -> gr.Blocks:
     """The page. It loads no model: its first result is made when it is opened."""
-    with gr.Blocks(title="seqexport: torch and ONNX Runtime side by side", analytics_enabled=False) as page:
+    # Gradio deletes what was uploaded, and what it copied; what else a conversion leaves, its own sweeper.
+    deleting = (round(jobs.SWEEP), round(jobs.KEPT))
+    title = "seqexport: torch and ONNX Runtime side by side"
+    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=deleting) as page:
         with gr.Column(elem_id="head"):
             gr.HTML("<h1>seqexport</h1>", padding=False)
             # A component for each: gradio translates one text in it.

@@ -318,9 +318,10 @@ def _export(options: argparse.Namespace) -> int:
     module = _module_options(options)
     from seqexport.exporter import export
 
-    how = {"opset": options.opset, "precision": options.precision, "data": options.data}
+    how: dict[str, Any] = {"opset": options.opset, "precision": options.precision, "data": options.data}
     how["text"] = options.text
-    with status(f"exporting and verifying {options.checkpoint}"):
+    with status(f"exporting and verifying {options.checkpoint}") as shown:
+        how["tell"] = lambda stage: shown.update(str(stage))
         if module is None:
             report = export(options.checkpoint, options.output, state=options.state, choices=_choices(options), **how)
         else:
