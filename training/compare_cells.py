@@ -312,7 +312,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "costs": list(_costs(options.seconds)),
             "gradients": gradients(trainings, rows),
             "machine": str(describe_machine()),
+            "adding": {"task": cell_findings.ADDING, "solved": memory.SOLVED, "uninformed": memory.UNINFORMED},
         }
+        results["claims"] = cell_findings.claim_rows(results)
         for name, text in cell_findings.blocks(results).items():
             print(f"\n{text}")
             if options.write:
