@@ -111,7 +111,7 @@ def stream(name: str, slower: str, *question: Any) -> Iterator[tuple[str, str, d
         folder, vocabulary, feeds, _ = ask(*question)
         # Without oneDNN, which is slow at single steps; the measurement after the race takes the faster of both.
         runtime = racing.load_runtime(
-            folder, "generate", one_of("runtime", name, tuple(RUNTIMES)), False if name == "torch" else None
+            folder, "generate", one_of("runtime", name, racing.present("generate")), False if name == "torch" else None
         )
         prompt, how = str(question[1]), ", oneDNN off" if name == "torch" else ""
         for tokens, seconds in write(runtime, feeds, factor):
@@ -145,10 +145,10 @@ def finish(one: dict[str, Any] | None, other: dict[str, Any] | None) -> tuple[An
     with sentences():
         folder, _, feeds, notes = ask(*one["question"])
         margin = None if place is None else margin_at(folder, feeds, one["tokens"], place)
-        columns = {}
+        columns: Mapping[str, Column] = {}
         if margin is None or (margin <= TOLERANCE and place):  # up to a tie both wrote the same
             feeds["uniforms"] = feeds["uniforms"][:, : min(MEASURED, place or MEASURED)]
-            columns = racing.measure(folder, "generate", names, feeds)
+            columns = racing.measure(folder, "generate", names, feeds).columns
     measured = {name: figures_of(column) for name, column in columns.items()}
     lead, detail = say(names, len(one["tokens"]), place, margin, columns)
     numbers = {"same": place is None, "first_difference": place, "margin": margin, "measured": measured}
@@ -183,7 +183,7 @@ def say(
     first, second = (columns[name].milliseconds for name in names)
     lead = racing.race_sentence(names[0], names[1], first / second if names[0] != names[1] else None)
     speeds = "; ".join(
-        f"{RUNTIMES[name]} {figures_of(column)['characters_per_second']:,.0f} characters/s ({column.note})"
+        f"{RUNTIMES[name].label} {figures_of(column)['characters_per_second']:,.0f} characters/s ({column.note})"
         for name, column in columns.items()
     )
     steps = next(iter(columns.values())).outputs["tokens"].shape[1]
@@ -223,9 +223,9 @@ def characters_values(
 ) -> dict[str, Any]:
     """Write a text on in one runtime → the text, notes on the prompt, and the milliseconds of the model's call."""
     with sentences():
-        one_of("runtime", runtime, tuple(RUNTIMES))
+        one_of("runtime", runtime, racing.present("generate"))
         folder, vocabulary, feeds, notes = ask(model, prompt, length, temperature, top_k, top_p, seed)
-        column = racing.measure(folder, "generate", [runtime], feeds)[runtime]
+        column = racing.measure(folder, "generate", [runtime], feeds).columns[runtime]
     return figures_of(column) | {"text": vocabulary.decode(column.outputs["tokens"][0]), "notes": notes}
 
 
@@ -273,7 +273,7 @@ def tab(page: gr.Blocks, here: gr.Tab) -> None:
         go = gr.Button("Write", variant="primary", size="lg")
         stop = gr.Button("Stop", variant="stop", size="lg", interactive=False)
     sides = []
-    for runtime, speed in racing.columns(height=72):
+    for runtime, speed in racing.columns("generate", height=72):
         written = gr.HTML('<pre class="written"></pre>', elem_classes="column")
         sides.append((runtime, written, speed, gr.State()))
     with gr.Accordion("All the numbers", open=False):

@@ -13,7 +13,7 @@ import numpy as np
 
 from seqexport.errors import FileError, InputError
 from tabs import racing
-from tabs.racing import ALONE, EVENT, MAX_SEED, RUNTIMES, TOLERANCE, Column, load_runtime, one_of, sentences, whole
+from tabs.racing import ALONE, EVENT, MAX_SEED, TOLERANCE, Column, load_runtime, one_of, sentences, whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -98,10 +98,10 @@ def draw_noise(paths: int, horizon: int, seed: int) -> np.ndarray:
     return noise
 
 
-def answer(cell: str, names: Sequence[str], series: Series, noise: np.ndarray) -> dict[str, Column]:
+def answer(cell: str, names: Sequence[str], series: Series, noise: np.ndarray) -> Mapping[str, Column]:
     """Each of the named runtimes' answer to the same history and noise."""
     feeds = {"history": series.history[None], "noise": noise}
-    columns = racing.measure(f"sunspots-{cell.lower()}", "forecast", names, feeds)
+    columns = racing.measure(f"sunspots-{cell.lower()}", "forecast", names, feeds).columns
     if not all(np.isfinite(column.outputs["path"]).all() for column in columns.values()):
         raise InputError("The forecast left the range of float32: the series is too far from what the net knows.")
     return columns
@@ -169,7 +169,7 @@ def forecast(
     """One question to two runtimes → the sentence, left's latency and plot, right's, and all the numbers. `source` is
     "Sunspots", cut before January of `start`, or "Your own values", which are in `text`."""
     with sentences():
-        names = [one_of("left runtime", left, tuple(RUNTIMES)), one_of("right runtime", right, tuple(RUNTIMES))]
+        names = racing.chosen(left, right, "forecast")
         cell = one_of("cell", str(cell).upper(), CELLS)
         settings, noise = ask(cell, horizon, paths, seed)
         context, season = settings["context"], settings["season"]
@@ -186,7 +186,8 @@ def forecast(
     highest = max(np.quantile(paths_of(side)[1:], 0.95, axis=0).max() for side in (one, other))
     top = 1.08 * float(max(highest, series.history.max(), *series.truth, 1e-6))  # the same for both columns
     plots = [draw(series, paths_of(side), season, top) for side in (one, other)]
-    return say(numbers), show(numbers["left"]), plots[0], show(numbers["right"]), plots[1], numbers
+    latencies = [racing.show_latency(side if numbers["same"] else None) for side in (one, other)]
+    return say(numbers), latencies[0], plots[0], latencies[1], plots[1], numbers
 
 
 def forecast_values(
@@ -195,7 +196,7 @@ def forecast_values(
     """Roll `values` (2 to 20,000; the net reads the last ones) on by `horizon` steps in one runtime → the central path
     and the bands, each a list of `horizon` numbers, and the milliseconds of the model's call."""
     with sentences():
-        one_of("runtime", runtime, tuple(RUNTIMES))
+        one_of("runtime", runtime, racing.present("forecast"))
         cell = one_of("cell", str(cell).upper(), CELLS)
         settings, noise = ask(cell, horizon, paths, seed)
         series = Series(parse_series(values)[-settings["context"] :], np.empty(0))
@@ -241,11 +242,6 @@ def say(numbers: Mapping[str, Any]) -> str:
     return racing.say(lead, detail)
 
 
-def show(side: Mapping[str, Any]) -> str:
-    """A column's latency as HTML, or none where the answers differ."""
-    return racing.show_latency(side.get("milliseconds"), side.get("note", ""))
-
-
 def tab(page: gr.Blocks, here: gr.Tab) -> None:
     """The tab that rolls a series on, and its events."""
     years = start_years()
@@ -265,7 +261,7 @@ def tab(page: gr.Blocks, here: gr.Tab) -> None:
             seed = gr.Number(value=0, precision=0, minimum=0, maximum=MAX_SEED, label="Seed of the noise")
     go = gr.Button("Forecast", variant="primary", size="lg")
     sides = []
-    for runtime, latency in racing.columns(height=72):
+    for runtime, latency in racing.columns("forecast", height=72):
         sides.append((runtime, latency, gr.Plot(show_label=False, container=False, format="png")))
     with gr.Accordion("All the numbers", open=False):
         numbers = gr.JSON(label="Result", show_label=False)

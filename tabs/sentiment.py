@@ -14,7 +14,7 @@ import numpy as np
 from seqexport.errors import InputError
 from seqexport.text import WORDS, Vocabulary
 from tabs import racing
-from tabs.racing import ALONE, EVENT, RUNTIMES, TOLERANCE, Column, one_of, sentences
+from tabs.racing import ALONE, EVENT, TOLERANCE, Column, one_of, sentences
 
 MODELS = {"English": "sentiment-en", "中文": "sentiment-zh"}
 MAX_TEXTS, MAX_LENGTH = 32, 5_000  # texts, characters of one
@@ -179,17 +179,17 @@ def sentiment(language: str, text: str, left: str, right: str) -> tuple[str, str
     """One batch of texts to two runtimes → the sentence, left's latency and texts, right's, and all the numbers.
     `text` has one text a line; `language` is "English" or "中文"."""
     with sentences():
-        names = [one_of("left runtime", left, tuple(RUNTIMES)), one_of("right runtime", right, tuple(RUNTIMES))]
+        names = racing.chosen(left, right, "classify")
         texts = split_lines(text)
         model, vocabulary, labels = about(language)
         tokens, lengths = vocabulary.encode_batch(texts)
-        columns = racing.measure(model, "classify", names, {"tokens": tokens, "lengths": lengths})
+        columns = racing.measure(model, "classify", names, {"tokens": tokens, "lengths": lengths}).columns
     one, other = (columns[name] for name in names)
     result = compare(one, other)
     sides = []
     for column in (one, other):
-        speed = f"{1000 * len(texts) / column.milliseconds:,.0f} texts/s; {column.note}"
-        latency = racing.show_latency(column.milliseconds if result["same"] else None, speed)
+        speed = f"{1000 * len(texts) / column.milliseconds:,.0f} texts/s; "
+        latency = racing.show_latency(column if result["same"] else None, speed)
         sides += [latency, show_texts(vocabulary, labels, texts, column)]
     numbers = result | {
         "language": language,
@@ -206,11 +206,11 @@ def sentiment_values(texts: list[str], language: str = "English", runtime: str =
     """Classify 1 to 32 texts in one runtime → their labels, probabilities [texts, 2], the probability of positive after
     each token, and the milliseconds of the model's call for all of them."""
     with sentences():
-        one_of("runtime", runtime, tuple(RUNTIMES))
+        one_of("runtime", runtime, racing.present("classify"))
         rows = split_lines(texts)
         model, vocabulary, labels = about(language)
         tokens, lengths = vocabulary.encode_batch(rows)
-        column = racing.measure(model, "classify", [runtime], {"tokens": tokens, "lengths": lengths})[runtime]
+        column = racing.measure(model, "classify", [runtime], {"tokens": tokens, "lengths": lengths}).columns[runtime]
     return figures_of(column, labels, lengths) | {"language": language}
 
 
@@ -248,7 +248,7 @@ def tab(page: gr.Blocks, here: gr.Tab) -> None:
         f"Dotted words are unknown to the net. Of long texts the first {SHADED:,} words are shaded.</p>"
     )
     sides = []
-    for runtime, latency in racing.columns(height=112):  # three lines of note
+    for runtime, latency in racing.columns("classify", height=112):  # three lines of note
         sides.append((runtime, latency, gr.HTML(elem_classes="opinions")))
     with gr.Accordion("All the numbers", open=False):
         numbers = gr.JSON(label="Result", show_label=False)
