@@ -16,9 +16,14 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio i
 import gradio as gr  # noqa: E402
 
 from seqexport.errors import FileError  # noqa: E402
-from tabs import characters, forecast, racing, sentiment  # noqa: E402
+from tabs import characters, compare, forecast, languages, racing, sentiment  # noqa: E402
 
-TABS = {"Forecast": forecast.tab, "Sentiment": sentiment.tab, "Characters": characters.tab}
+TABS = {
+    "Forecast": forecast.tab,
+    "Sentiment": sentiment.tab,
+    "Characters": characters.tab,
+    "Compare": compare.tab,
+}
 
 CSS = """
 .gradio-container { font-variant-numeric: tabular-nums; }
@@ -44,7 +49,8 @@ def launch_options() -> dict[str, Any]:
     theme.set(**dict.fromkeys(faint, "*neutral_500"), **{f"{name}_dark": "*neutral_400" for name in faint})
     return {
         "theme": theme,
-        "css": CSS + sentiment.CSS + characters.CSS,
+        "css": CSS + sentiment.CSS + characters.CSS + compare.CSS,
+        "i18n": languages.i18n(),
         "footer_links": ["api"],
         "max_file_size": "20mb",
     }

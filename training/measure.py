@@ -4,8 +4,8 @@
 
 One thread each, warmed up, taking turns; answers must agree before they are timed. Run it on a machine that does
 nothing else (about half an hour); the reviews are fetched. The comparison goes into exported/runtimes.json too, which
-the demo shows, with --every of all shipped models (some fifty minutes more). `python -m training.targets` has the ratios
-to reach.
+the demo shows, with --every of all shipped models (some fifty minutes more). `python -m training.targets` has the
+ratios to reach.
 """
 
 from __future__ import annotations
