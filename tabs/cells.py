@@ -407,10 +407,10 @@ def _costs(
     cells = [
         [name_of(row), *("–" if (value := of(row)) is None else said(value) for _, of, said in asked)] for row in rows
     ]
-    about = [{"cell": row["cell"], "hidden": row["hidden"], "equal": row["equal"]} for row in rows]
     plain = list(kinds(rows[0], ENGLISH))  # the file's columns have the same names for everybody
     records = [
-        {**network, **{label: of(row) for label, of, _ in plain}} for network, row in zip(about, rows, strict=True)
+        {name: row[name] for name in ("cell", "hidden", "equal")} | {label: of(row) for label, of, _ in plain}
+        for row in rows
     ]
     yield charts.table(f"{name}.csv", words("Costs"), heads, cells, records, words)
 

@@ -151,10 +151,11 @@ def table(
         f'<tr><th scope="row">{escape(first)}</th>{"".join(f"<td>{escape(text)}</td>" for text in rest)}</tr>'
         for first, *rest in rows
     )
-    label = escape(caption, quote=True)
+    title = escape(caption)
+    sheet = f"<table><caption>{title}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    saved = download(name, caption, records, words)
     return (
-        f'<div class="sheet" role="region" aria-label="{label}" tabindex="0"><table>'
-        f"<caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>{download(name, caption, records, words)}"
+        f'<div class="sheet" role="region" aria-label="{escape(caption, quote=True)}" tabindex="0">{sheet}</div>{saved}'
     )
 
 
