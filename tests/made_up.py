@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from training import cell_findings, compare_cells, memory
+from training import cell_findings, compare_cells
 
 MACHINE = "a made-up machine"
 SEEDS = [0, 1, 2]
