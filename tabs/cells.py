@@ -262,6 +262,7 @@ def _memory(found: Mapping[str, Any], words: Words) -> Iterator[str]:
         axes.set(xscale="log", yscale="log")
         axes.set_xticks([int(length) for length in lengths], [f"{int(length):,}" for length in lengths])
         axes.minorticks_off()
+        _powers(axes.yaxis)
 
     title = words("Error over the steps of the sequence; dotted: remembers nothing, and solved")
     reach = "; ".join(
@@ -304,6 +305,15 @@ def _axes(figure: Any) -> Any:
     return axes
 
 
+def _powers(axis: Any) -> None:
+    """Powers of ten as they are read at a glance; matplotlib's own are formulas, which these pictures do not have."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(numticks=7))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
 def _style(cell: str, hollow: bool) -> dict[str, Any]:
     colour = COLOURS[cell]
     face = "none" if hollow else colour
@@ -328,6 +338,7 @@ def _gradients(found: Mapping[str, Any], words: Words) -> Iterator[str]:
             marker = MARKS[row["cell"]] if row["trained"] else ""
             axes.plot(range(len(norms)), norms, marker=marker, markevery=max(1, len(norms) // 8), markersize=5, **look)
         axes.set(yscale="log")
+        _powers(axes.yaxis)
 
     title = words("Gradient over the characters back")
     near, far = ([(row, row["norms"][min(at, len(row["norms"]) - 1)]) for row in rows] for at in (0, 100))

@@ -203,16 +203,18 @@ CSS = """
 .track .mean { width: 2px; margin-left: -1px; top: -3px; bottom: -3px; background: var(--body-text-color); }
 .marks { display: flex; flex-wrap: wrap; gap: 0.25rem 1.25rem; margin: 0.5rem 0 1rem; line-height: 1.4; }
 .marks span { display: inline-flex; align-items: center; gap: 0.4rem; }
+.chart { max-width: 46rem; }
 .picture { max-width: 560px; }
 .picture svg { display: block; width: 100%; height: auto; font-family: var(--font); color: var(--body-text-color); }
 .sheet { overflow-x: auto; margin-top: 1.25rem; }
 .sheet table { border-collapse: collapse; font-size: 0.9rem; line-height: 1.35; width: auto; margin: 0; }
 .sheet caption { text-align: left; font-weight: 700; padding-bottom: 0.35rem; }
+.sheet table, .sheet thead, .sheet tr { border: none; background: none; }
 .sheet th, .sheet td { padding: 0.35rem 0.75rem 0.35rem 0; text-align: right; white-space: nowrap; border: none;
   border-bottom: 1px solid var(--border-color-primary); font-variant-numeric: tabular-nums; font-weight: 400; }
-.sheet th:first-child { text-align: left; }
+.sheet th:first-child { text-align: left; position: sticky; left: 0; background: var(--body-background-fill); }
 .sheet thead th { color: var(--body-text-color-subdued); vertical-align: bottom; }
 .save { margin: 0.5rem 0 0; }
-.save a { text-decoration: underline; text-underline-offset: 0.2em; color: var(--link-text-color); }
+.save a { padding: 0; text-decoration: underline; text-underline-offset: 0.2em; color: var(--link-text-color); }
 .save a:hover { color: var(--link-text-color-hover); }
 """

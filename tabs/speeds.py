@@ -18,7 +18,7 @@ from tabs.languages import Words
 
 NAME, COMMAND = "runtimes.json", "python -m training.measure --only compare"
 KINDS = ("step", "sequence", "pipeline", "footprint")
-FAR = 20.0  # times the fastest from which on the axis is logarithmic
+FAR = 20.0  # times the shortest bar from which on the axis is logarithmic
 RATIOS = ("torch_default", "torch_best", "best_peer")
 Row = Mapping[str, Any]
 
@@ -85,8 +85,8 @@ def _scenario(model: str, table: Mapping[str, Any], words: Words) -> Iterator[st
     timed = [row for row in rows if row["seconds"] and row["seconds"]["p50"]]
     title = title_of(table, words)
     yield f'<section><p class="lead">{escape(title)}</p><p>{escape(_fastest(timed, words))}</p>'
-    medians = [row["seconds"]["p50"] for row in timed]
-    logarithmic = bool(medians) and max(medians) > FAR * min(medians)
+    ends = [end for row in timed for end in _ends(row)]
+    logarithmic = bool(ends) and max(ends) > FAR * min(ends)
     lines = [Line(row["label"], _times(row, words), COLOURS.get(row["runtime"], "#888888"), _ends(row)) for row in rows]
     note = words("bar: median; line: to the 90th percentile")
     if logarithmic:
