@@ -72,7 +72,7 @@ def measure(model: str, scenario: str, seconds: float, request: gr.Request | Non
             if isinstance(told, measuring.Stage):
                 yield progress(told, float(seconds), words)
             else:
-                yield speeds.show(told["models"][0], scenario, told, words)
+                yield speeds.show(told["models"][0], scenario, told, words) + left_out(scenario, words)
 
 
 def _measured(model: Any, scenario: Any, seconds: Any) -> Iterator[measuring.Stage | dict[str, Any]]:
@@ -82,13 +82,20 @@ def _measured(model: Any, scenario: Any, seconds: Any) -> Iterator[measuring.Sta
     yield from measuring.measured(model, scenario, number("time to measure in seconds", seconds, *SECONDS))
 
 
+def left_out(scenario: str, words: Words) -> str:
+    """Who was not asked."""
+    names = ", ".join(measuring.LEFT_OUT[scenario])
+    text = words("Left out here, for they would take too long: {names}.", names=names)
+    return f'<p class="quiet">{escape(text)}</p>'
+
+
 def progress(stage: measuring.Stage, seconds: float, words: Words) -> str:
     """How far the measuring is: the time is a guess, for loading and answers come on top of it."""
     share = min(0.97, stage.seconds / (2 * seconds + 10))
     lead = words("Measuring: {seconds:.0f} s so far.", seconds=stage.seconds)
     return (
         f'<p class="lead">{escape(lead)}</p><progress max="1" value="{share:.3f}" aria-label="{escape(lead)}">'
-        f'</progress><p class="quiet">{escape(stage.said)}</p>'
+        f'</progress><p class="quiet">{escape(stage.said or words("starting"))}</p>'
     )
 
 
@@ -145,7 +152,11 @@ CSS = (
 .verdict.yes { border-color: #14958e; }
 .verdict.partly { border-color: #b5a400; }
 .verdict.no { border-color: #d9772b; }
-.compare progress { width: 100%; max-width: 30rem; height: 0.6rem; accent-color: #2f81f7; }
+.compare progress { appearance: none; width: 100%; max-width: 30rem; height: 0.6rem; border: none;
+  background: var(--border-color-primary); }
+.compare progress::-webkit-progress-bar { background: var(--border-color-primary); }
+.compare progress::-webkit-progress-value { background: #2f81f7; }
+.compare progress::-moz-progress-bar { background: #2f81f7; }
 """
 )
 

@@ -22,6 +22,7 @@ from typing import Any
 from seqexport.errors import FileError, InputError, SeqExportError, UnsupportedError
 
 ROOT = Path(__file__).parents[1]
+COMMAND = (sys.executable, "-m", "tabs.measuring")
 SCENARIOS = ("step", "sequence", "pipeline")
 # torch.compile compiles for a minute, which nobody waits for; onnx's evaluator takes seconds for a pipeline.
 LEFT_OUT = {"step": ("torch-compile",), "sequence": ("torch-compile",), "pipeline": ("torch-compile", "reference")}
@@ -46,8 +47,8 @@ def measured(model: str, scenario: str, seconds: float, grace: float = GRACE) ->
     Raises SeqExportErrors that the process met, FileError where it ended without an answer or took longer than
     `seconds` and `grace`. A caller that goes away ends it.
     """
-    command = [sys.executable, "-m", "tabs.measuring", model, scenario, repr(float(seconds))]
     start = time.monotonic()
+    command = [*COMMAND, model, scenario, repr(float(seconds))]
     child = subprocess.Popen(
         command, cwd=ROOT, env=os.environ | _ONE_THREAD, text=True, encoding="utf-8",
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,

@@ -58,7 +58,8 @@ def show(model: Mapping[str, Any], kind: str, found: Mapping[str, Any], words: W
 
 def kind_of(table: Mapping[str, Any]) -> str:
     """Under which of KINDS a scenario is shown."""
-    return table["key"] if table["key"] in KINDS else "pipeline"
+    key = str(table["key"])
+    return key if key in KINDS else "sequence" if key == "throughput" else "pipeline"
 
 
 def title_of(table: Mapping[str, Any], words: Words) -> str:
@@ -66,7 +67,7 @@ def title_of(table: Mapping[str, Any], words: Words) -> str:
     key, sizes = table["key"], table["sizes"]
     if key == "step":
         return words("One step, the state carried on")
-    if key == "sequence":
+    if key in ("sequence", "throughput"):
         return words("{batch} × {time} steps at once", **{"batch": 1, "time": 1} | dict(sizes))
     if key.startswith("forecast"):
         return words("Forecast: {horizon} steps, paths: {paths}", **{"horizon": 0, "paths": 1} | dict(sizes))
