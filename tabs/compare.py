@@ -115,20 +115,30 @@ def cells() -> dict[str, Any]:
 
 
 def runtimes() -> dict[str, Any]:
-    """The runtimes as they were measured on the shipped models, by the schema seqexport/comparison.schema.json: times
-    in seconds, ratios with their intervals, whether the answers agree, who is absent, and the machine."""
+    """The runtimes as they were measured on the shipped models, as `compare --json` tells it: times in seconds, ratios
+    with their intervals, whether the answers agree, who is absent, and the machine. A model has its name, "model",
+    instead of its path."""
     with sentences():
-        return speeds.results()
+        return _named(speeds.results())
 
 
 def measure_here(model: str, scenario: str = "step", seconds: float = 8.0) -> dict[str, Any]:
     """Measure the runtimes of a shipped model here, for about so many seconds (5 to 30) besides what loading takes.
-    scenario: "step", "sequence" or "pipeline". The same schema as /runtimes, with one model."""
+    scenario: "step", "sequence" or "pipeline". The same as /runtimes, with one model."""
     with sentences():
         for told in _measured(model, scenario, seconds):
             if not isinstance(told, measuring.Stage):
-                return told
+                return _named(told)
     raise AssertionError("measuring ends with what was found, or an error")
+
+
+def _named(found: dict[str, Any]) -> dict[str, Any]:
+    """With names instead of paths: gradio's client takes whatever has a "path" for a file, and asks for it."""
+    models = []
+    for model in found["models"]:
+        rest = {name: value for name, value in model.items() if name != "path"}
+        models.append({"model": speeds.name_of(model), **rest})
+    return {**found, "models": models}
 
 
 # The tab

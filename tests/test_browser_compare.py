@@ -2,6 +2,7 @@
 
 import csv
 import gc
+import io
 import json
 import re
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("gradio")
+gradio_client = pytest.importorskip("gradio_client")
 sync_api = pytest.importorskip("playwright.sync_api")
 import made_up  # noqa: E402
 from test_browser import ARGUMENTS, CHROMIUM, pytestmark  # noqa: E402, F401
@@ -146,7 +148,7 @@ def test_a_table_is_saved_as_csv(browser, url, tmp_path):
         visit.page.locator("#cells-shown .save a").click()
     assert found.value.suggested_filename == "cells-quality.csv"
     found.value.save_as(tmp_path / "saved.csv")
-    rows = list(csv.DictReader((tmp_path / "saved.csv").open(encoding="utf-8-sig", newline="")))
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "saved.csv").read_text(encoding="utf-8-sig"))))
     assert len(rows) == 75 and {row["task"] for row in rows} == set(made_up.TASKS)
     visit.close()
 
@@ -159,6 +161,17 @@ def test_it_speaks_chinese(browser, url):
     visit.page.locator("#runtimes-shown", has_text="最快").wait_for()
     assert not re.search(r"is fastest|Answers|Download", visit.page.locator("#runtimes-shown").inner_text())
     visit.close()
+
+
+def test_programs_get_the_same(url):
+    client = gradio_client.Client(url, verbose=False)
+    assert client.predict(api_name="/cells")["claims"] == made_up.results()["claims"]
+    assert client.predict(api_name="/runtimes")["models"][0]["model"] == "sunspots-gru"
+    found = client.predict("sunspots-rnn", "step", 5, api_name="/measure_here")
+    assert found["models"][0]["scenarios"][0]["rows"][0]["agrees"]
+    for model, seconds, sentence in (("../demo", 5, "The model is"), ("sunspots-rnn", 1e9, "expected a number from 5")):
+        with pytest.raises(Exception, match=sentence):
+            client.predict(model, "step", seconds, api_name="/measure_here")
 
 
 def test_a_model_is_measured_here(browser, url):
