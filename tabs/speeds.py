@@ -20,13 +20,16 @@ NAME, COMMAND = "runtimes.json", "python -m training.measure --only compare"
 KINDS = ("step", "sequence", "pipeline", "footprint")
 FAR = 20.0  # times the shortest bar from which on the axis is logarithmic
 RATIOS = ("torch_default", "torch_best", "best_peer")
+PARTS = {"path", "found", "absent", "scenarios", "footprints"}  # of a model, without which there is nothing to show
 Row = Mapping[str, Any]
 
 
 def results() -> dict[str, Any]:
     """All that the file holds. Raises FileError where it is not there, or is no comparison."""
     found = read(racing.EXPORTED / NAME, COMMAND)
-    if not found.get("models") or "machine" not in found:
+    models = found.get("models")
+    whole = isinstance(models, list) and all(isinstance(model, dict) and set(model) >= PARTS for model in models)
+    if not models or not whole or not {"machine", "threads"} <= set(found):
         raise FileError(f"{racing.EXPORTED.name}/{NAME} holds no comparison: {COMMAND} writes it anew.")
     return found
 

@@ -170,7 +170,7 @@ def test_without_files_a_sentence_says_what_writes_them(folder):
             endpoint()
 
 
-@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff\xfe", b'{"quality": []}', b"null"])
+@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff\xfe", b'{"models": [{}]}', b"null"])
 def test_a_file_that_is_no_result_is_told(folder, content):
     for name, shown in (
         ("cells.json", lambda: compare.show_cells("quality", "small")[0]),
