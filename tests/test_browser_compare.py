@@ -14,7 +14,7 @@ pytest.importorskip("gradio")
 gradio_client = pytest.importorskip("gradio_client")
 sync_api = pytest.importorskip("playwright.sync_api")
 import made_up  # noqa: E402
-from test_browser import ARGUMENTS, CHROMIUM, pytestmark  # noqa: E402, F401
+from test_browser import ARGUMENTS, CHROMIUM, open_tab, pytestmark  # noqa: E402, F401
 from test_comparison import MACHINE  # noqa: E402
 
 import demo  # noqa: E402
@@ -96,12 +96,7 @@ class Visit:
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.goto(f"{url}?__theme={theme}")
         self.page.locator("#result .lead").wait_for()
-        tab = self.page.get_by_role("tab", name="Compare", exact=True)
-        if tab.is_visible():
-            tab.click()
-        else:  # on a narrow screen it is in the menu at the end
-            self.page.locator(".overflow-menu > button").first.click()
-            self.page.locator(".overflow-dropdown button", has_text="Compare").click()
+        open_tab(self.page, "Compare")
         self.page.locator("#cells-shown table").wait_for()
 
     def choose(self, value):
