@@ -21,15 +21,16 @@ import gradio as gr  # noqa: E402
 from starlette.middleware import Middleware  # noqa: E402
 
 from seqexport.errors import FileError  # noqa: E402
-from tabs import browser, characters, contest, convert, forecast, jobs, languages, racing, sentiment  # noqa: E402
+from tabs import browser, characters, compare, contest, convert, forecast, jobs, languages, racing, sentiment  # noqa: E402
 from tabs.guard import BodyLimit  # noqa: E402
 from tabs.languages import fixed  # noqa: E402
 
-TABS = (
-    (fixed("Forecast"), forecast.tab),
-    (fixed("Sentiment"), sentiment.tab),
-    (fixed("Characters"), characters.tab),
-    (fixed("Convert yours"), convert.tab),
+TABS: tuple[tuple[Any, Any], ...] = (
+    (fixed("Forecast"), forecast),
+    (fixed("Sentiment"), sentiment),
+    (fixed("Characters"), characters),
+    (fixed("Convert yours"), convert),
+    (fixed("Compare"), compare),
 )
 # A screen reader reads the page in the language that gradio, which asks the same, shows it in.
 HEAD = """<script>
@@ -71,7 +72,7 @@ def launch_options() -> dict[str, Any]:
     theme.set(**dict.fromkeys(faint, "*neutral_500"), **{f"{name}_dark": "*neutral_400" for name in faint})
     return {
         "theme": theme,
-        "css": CSS + contest.CSS + forecast.CSS + sentiment.CSS + characters.CSS + browser.CSS + convert.CSS,
+        "css": "".join([CSS, contest.CSS, browser.CSS, *(tab.CSS for _, tab in TABS)]),
         "head": HEAD,
         "i18n": languages.i18n(),
         "footer_links": ["api"],
@@ -102,7 +103,7 @@ def build() -> gr.Blocks:
             for name, tab in TABS:
                 with gr.Tab(name) as here:
                     try:
-                        tab(page, here)
+                        tab.tab(page, here)
                     except FileError as error:  # nothing was trained yet: the page says what to run
                         gr.Markdown(str(error))
     # api_open: else a program could go past the queue, as many at once as it likes.

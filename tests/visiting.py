@@ -34,6 +34,16 @@ MARKS = [
 ]
 
 
+def open_tab(page: "sync_api.Page", name: str) -> None:
+    """Choose a tab of the page; on a narrow screen it may be in the menu at the end of their row."""
+    tab = page.get_by_role("tab", name=name, exact=True)
+    if tab.is_visible():
+        tab.click()
+        return
+    page.locator(".overflow-menu > button").first.click()
+    page.locator(".overflow-dropdown button", has_text=name).click()
+
+
 class Visit:
     """A page that was opened, and what it said and asked meanwhile. until: what has to be true before the visit begins,
     in JavaScript; by default, that both figures of the first tab are there. locale: the browser's language."""
@@ -65,7 +75,7 @@ class Visit:
         self.page.get_by_role("button", name=name, exact=True).click()
 
     def open(self, tab: str) -> None:
-        self.page.get_by_role("tab", name=tab).click()
+        open_tab(self.page, tab)
 
     def quiet(self, still: int = 1000, within: float = 60.0) -> None:
         """Wait until nothing is worked on and the page's text has not changed for `still` milliseconds."""
