@@ -119,14 +119,12 @@ def _on_ray(job: Job, workers: int | None, address: str | None) -> Iterator[tupl
         most = int(ray.cluster_resources().get("CPU", 1)) // job.order.threads
         count = min(workers or most or 1, len(todo))
         chunks = ray.data.from_items(todo, override_num_blocks=len(todo))
-        done = chunks.map_batches(
+        done = chunks.map_batches(  # whose actors are started anew, and asked again, as often as they die
             _Worker,
             fn_constructor_args=(job.order,),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=count, max_tasks_in_flight_per_actor=2),
             num_cpus=job.order.threads,
-            max_restarts=-1,
-            max_task_retries=-1,
         )
         for found in done.iter_rows():
             if found["error"]:
@@ -134,8 +132,8 @@ def _on_ray(job: Job, workers: int | None, address: str | None) -> Iterator[tupl
             note = job.done(int(found["number"]))
             if note is None:
                 raise FileError(
-                    f"A worker scored the chunk {found['number']}, but {job.folder} has it not: give an OUT in a folder "
-                    "that all machines share."
+                    f"A worker scored the chunk {found['number']}, but {job.folder} has it not: give an OUT in a "
+                    "folder that all machines share."
                 )
             yield note, True
     finally:
@@ -145,6 +143,7 @@ def _on_ray(job: Job, workers: int | None, address: str | None) -> Iterator[tupl
 
 def _ray() -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a report to its makers, which nobody asked for
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")
     try:
         import ray
         import ray.data

@@ -36,7 +36,7 @@ HEAD = 2**20  # bytes of the data that are part of its identity, besides its siz
 
 @dataclass(frozen=True)
 class Done:
-    """The note of a chunk. rows: of the data. scored: of them, answered. after: where the next starts. by: who did it."""
+    """The note of a chunk. rows: of the data. scored: of them. after: where the next one starts. by: who did it."""
 
     rows: int
     scored: int

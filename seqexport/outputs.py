@@ -13,7 +13,7 @@ from typing import IO, Any
 
 from seqexport.errors import InputError, UnsupportedError
 from seqexport.orders import Order, kind_of
-from seqexport.tabular import PYARROW, Chunk, Rows, Source
+from seqexport.tabular import PYARROW, Chunk, Parquet, Rows, Source
 
 ROW = "row"  # the column with the row's number in the data, from 0
 
@@ -132,7 +132,7 @@ class _Parquet(Output):
             fits = {
                 "bool": isinstance(value, bool),
                 "int64": number and isinstance(value, int) and -(2**63) <= value < 2**63,
-                "double": number and abs(value) <= 2**53,
+                "double": isinstance(value, float) or (isinstance(value, int) and number and abs(value) <= 2**53),
                 "string": isinstance(value, str),
             }
             if value is not None and of is not None and not fits[str(of)]:
@@ -196,12 +196,11 @@ def make_output(order: Order, source: Source, first: Chunk, answers: Sequence[An
         )
     if kind == "parquet":
         return _Parquet(kept, answers, named, _types(source, first, kept))
-    schema = getattr(source, "schema", None)
-    for name in kept if schema is not None else ():
-        if "binary" in str(schema.field(name).type):
+    for name in kept if isinstance(source, Parquet) else ():
+        of = str(source.schema.field(name).type)  # type: ignore[attr-defined]
+        if "binary" in of:
             raise UnsupportedError(
-                f"The column {name!r} is {schema.field(name).type}, which only Parquet holds: leave "
-                "it out with --keep, or write Parquet."
+                f"The column {name!r} is {of}, which only Parquet holds: leave it out with --keep, or write Parquet."
             )
     if kind == "jsonl":
         return Output(None if free else kept, answers, named)
@@ -213,8 +212,9 @@ def _types(source: Source, first: Chunk, kept: Sequence[str]) -> dict[str, Any]:
         import pyarrow as pa
     except ImportError as error:
         raise UnsupportedError(f"Parquet takes pyarrow, which is not installed: {PYARROW}.") from error
-    if not isinstance(first.rows, list):
-        return {name: source.schema.field(name).type for name in kept}  # type: ignore[attr-defined]
+    if isinstance(source, Parquet):
+        return {name: source.schema.field(name).type for name in kept}
+    assert isinstance(first.rows, list)
     types: dict[str, Any] = {}
     for name in kept:
         found = {type(row[name]) for row in first.rows if row.get(name) is not None}
