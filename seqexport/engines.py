@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from seqexport.errors import FileError, InputError, SeqExportError, UnsupportedError
 from seqexport.jobs import Done, Job
 from seqexport.orders import Order
+
+BLOCKS = 2_000  # what Ray handles as one thing; of a table with more chunks, several each
 
 Say = Callable[[int, int, int, bool], None]  # how far in the table, of how much, rows so far, whether they are news
 
@@ -112,33 +118,37 @@ def _on_ray(job: Job, workers: int | None, address: str | None) -> Iterator[tupl
             todo.append({"number": number, "offset": offset, "row": row})
     if not todo:
         return
-    ours = not ray.is_initialized()
-    if ours:
-        _start(ray, address, workers, job.order.threads)
-    try:
-        most = int(ray.cluster_resources().get("CPU", 1)) // job.order.threads
-        count = min(workers or most or 1, len(todo))
-        chunks = ray.data.from_items(todo, override_num_blocks=len(todo))
-        done = chunks.map_batches(  # whose actors are started anew, and asked again, as often as they die
-            _Worker,
-            fn_constructor_args=(job.order,),
-            batch_size=1,
-            compute=ray.data.ActorPoolStrategy(size=count, max_tasks_in_flight_per_actor=2),
-            num_cpus=job.order.threads,
-        )
-        for found in done.iter_rows():
-            if found["error"]:
-                raise FileError(f"On a worker: {found['error']}")
-            note = job.done(int(found["number"]))
-            if note is None:
-                raise FileError(
-                    f"A worker scored the chunk {found['number']}, but {job.folder} has it not: give an OUT in a "
-                    "folder that all machines share."
-                )
-            yield note, True
-    finally:
+    with contextlib.redirect_stdout(sys.stderr):  # where Ray tells of what it started anew
+        ours = not ray.is_initialized()
         if ours:
-            ray.shutdown()
+            _start(ray, address, workers, job.order.threads)
+        try:
+            for found in _spread(ray, job.order, todo, workers).iter_rows():
+                if found["error"]:
+                    raise FileError(f"On a worker: {found['error']}")
+                note = job.done(int(found["number"]))
+                if note is None:
+                    raise FileError(f"A worker kept a chunk that is not in {job.folder}: give a folder that all share.")
+                yield note, True
+        finally:
+            if ours:
+                ray.shutdown()
+
+
+def _spread(ray: Any, order: Order, todo: list[dict[str, int]], workers: int | None) -> Any:
+    """The data set of what the workers say of the chunks, which Ray makes as it is read."""
+    there = int(ray.cluster_resources().get("CPU", 1)) // order.threads
+    model, data, output = (str(Path(path).absolute()) for path in (order.model, order.data, order.output))
+    chunks = ray.data.from_items(todo, override_num_blocks=min(len(todo), BLOCKS))
+    return chunks.map_batches(  # whose actors are started anew, and asked again, as often as they die
+        _Worker,
+        fn_constructor_args=(replace(order, model=model, data=data, output=output),),
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(
+            size=min(workers or max(1, there), len(todo)), max_tasks_in_flight_per_actor=2
+        ),
+        num_cpus=order.threads,
+    )
 
 
 def _ray() -> Any:

@@ -15,6 +15,7 @@ import shutil
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -74,8 +75,9 @@ class Job:
 
     # Who the job is, and what was done of it.
 
+    @cached_property
     def identity(self) -> dict[str, Any]:
-        """What the parts in a folder belong to: a model, data, options."""
+        """What the parts in a folder belong to: a model, data, options. A digest of it is in their names."""
         return {
             "format": FORMAT,
             "seqexport": __version__,
@@ -85,6 +87,10 @@ class Job:
             **self.order.deciding(),
             "column": self.column,
         }
+
+    @cached_property
+    def _tag(self) -> str:
+        return hashlib.sha256(json.dumps(self.identity).encode()).hexdigest()[:12]
 
     def _data(self) -> list[Any]:
         about = Path(self.order.data).stat()
@@ -106,7 +112,7 @@ class Job:
         except OSError as error:
             raise FileError(f"The folder {self.folder} could not be made ({error.strerror}).") from error
         with alone(self.folder / "lock"):
-            earlier, identity = self._manifest(), self.identity()
+            earlier, identity = self._manifest(), self.identity
             other = next((name for name, value in identity.items() if earlier.get("job", {}).get(name) != value), None)
             finished = earlier.get("finished")
             if earlier and other and not (restart or finished):
@@ -124,7 +130,7 @@ class Job:
     def _strangers(self) -> list[str]:
         if self.folder.exists() and not self.folder.is_dir():
             return ["no folder"]
-        ours = re.compile(r"lock|(manifest|part-\d{8})\.json|part-\d{8}\.data|\.(manifest|part-\d{8})\..*\.tmp")
+        ours = re.compile(r"lock|\.?(manifest|part-\d{8}-[0-9a-f]{12})\.(json|data)(\.[0-9a-f]+\.seqexport\.tmp)?")
         names = [entry.name for entry in os.scandir(self.folder)] if self.folder.exists() else []
         return [name for name in names if not ours.fullmatch(name)]
 
@@ -146,7 +152,7 @@ class Job:
         (self.folder / "manifest.json").unlink(missing_ok=True)
 
     def _part(self, number: int) -> Path:
-        return self.folder / f"part-{number:08}.data"
+        return self.folder / f"part-{number:08}-{self._tag}.data"
 
     def done(self, number: int) -> Done | None:
         """The note of a chunk, None where it is to do."""
