@@ -113,7 +113,7 @@ def watched(output: Path, chunk: int, *arguments: str | Path) -> dict[str, Any]:
 
 def memory_row(found: dict[str, Any]) -> str:
     """The run's memory, in MiB: at the end of each fifth of its time, and the peak."""
-    seen = found["memory"]
+    seen = [(at, size) for at, size in found["memory"] if size]  # none once it ended
     fifths = [seen[min(len(seen) - 1, len(seen) * part // 5)][1] for part in range(1, 6)]
     return " · ".join(f"{size:,.0f}" for size in fifths) + f" | {max(size for _, size in seen):,.0f}"
 
