@@ -46,7 +46,7 @@ def score(
     numbers and reasons. Whatever happens, both are written whole or not at all, and what was scored before is kept for
     the next run in OUTPUT.parts. Raises FileError, InputError, SpecError or UnsupportedError.
     """
-    start = time.monotonic()
+    begun = time.monotonic()
     order = Order(os.fspath(model), os.fspath(data), os.fspath(output), **options)
     engines = {"one": _here, "ray": lambda job: _on_ray(job, workers, address)}
     if engine not in engines:
@@ -59,11 +59,12 @@ def score(
     before = 0
     with job.begun(restart) as counts:
         if counts is None:
-            rows = 0
-            for note, is_new in engines[engine](job):
+            at, rows = job.source.start[0], 0
+            for start, note, is_new in engines[engine](job):
+                at += (job.source.size if note.after is None else note.after[0]) - start
                 rows, before = rows + note.rows, before + (0 if is_new else note.rows)
                 if say is not None:
-                    say(job.source.size if note.after is None else note.after[0], job.source.size, rows, is_new)
+                    say(at, job.source.size, rows, is_new)
             counts = job.finish()
         else:
             before = counts["rows"]
@@ -71,7 +72,7 @@ def score(
     return {
         **counts,
         "scored_before": before,
-        "seconds": round(time.monotonic() - start, 3),
+        "seconds": round(time.monotonic() - begun, 3),
         "part": job.question.part,
         "column": job.column,
         "runtime": job.model.name,
@@ -80,10 +81,10 @@ def score(
     }
 
 
-def _here(job: Job) -> Iterator[tuple[Done, bool]]:
-    """Chunk after chunk, and whether it was scored now."""
+def _here(job: Job) -> Iterator[tuple[int, Done, bool]]:
+    """Chunk after chunk: where it starts, its note, and whether it was scored now."""
     for number, place, note in job.chunks():
-        yield note or job.do(number, place), note is None
+        yield place[0], note or job.do(number, place), note is None
 
 
 class _Worker:
@@ -95,9 +96,10 @@ class _Worker:
         self.job: Job | None = None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
-        said: dict[str, list[Any]] = {"number": [], "error": []}
+        said: dict[str, list[Any]] = {"number": [], "offset": [], "error": []}
         for number, offset, row in zip(batch["number"], batch["offset"], batch["row"], strict=True):
             said["number"].append(int(number))
+            said["offset"].append(int(offset))
             try:
                 self.job = self.job or Job(self.order)
                 self.job.do(int(number), (int(offset), int(row)))
@@ -107,13 +109,13 @@ class _Worker:
         return said
 
 
-def _on_ray(job: Job, workers: int | None, address: str | None) -> Iterator[tuple[Done, bool]]:
-    """The chunks in the order in which they get done, and whether they were scored now."""
+def _on_ray(job: Job, workers: int | None, address: str | None) -> Iterator[tuple[int, Done, bool]]:
+    """The same, in the order in which the chunks get done."""
     ray = _ray()
     todo = []
     for number, (offset, row), note in job.chunks():
         if note:
-            yield note, False
+            yield offset, note, False
         else:
             todo.append({"number": number, "offset": offset, "row": row})
     if not todo:
@@ -129,14 +131,14 @@ def _on_ray(job: Job, workers: int | None, address: str | None) -> Iterator[tupl
                 note = job.done(int(found["number"]))
                 if note is None:
                     raise FileError(f"A worker kept a chunk that is not in {job.folder}: give a folder that all share.")
-                yield note, True
+                yield int(found["offset"]), note, True
         finally:
             if ours:
                 ray.shutdown()
 
 
 def _spread(ray: Any, order: Order, todo: list[dict[str, int]], workers: int | None) -> Any:
-    """The data set of what the workers say of the chunks, which Ray makes as it is read."""
+    """What the workers say of the chunks: a data set, which Ray makes as it is read."""
     there = int(ray.cluster_resources().get("CPU", 1)) // order.threads
     model, data, output = (str(Path(path).absolute()) for path in (order.model, order.data, order.output))
     chunks = ray.data.from_items(todo, override_num_blocks=min(len(todo), BLOCKS))

@@ -15,7 +15,7 @@ from seqexport.errors import InputError, UnsupportedError
 from seqexport.orders import Order, kind_of
 from seqexport.tabular import PYARROW, Chunk, Parquet, Rows, Source
 
-ROW = "row"  # the column with the row's number in the data, from 0
+ROW = "row"  # the column with the row's number in the data, from 0, behind the prefix
 
 # What the values of a kept column may be in Parquet, of JSON lines; whatever else becomes its JSON text.
 _JSON_TYPES = {bool: "bool_", int: "int64", float: "float64", str: "string"}
@@ -33,12 +33,12 @@ class Answer:
 class Output:
     """What is written of each row: its number, the columns that go along, the answers.
 
-    kept: the columns that go along; None for all that the row has (JSON lines to JSON lines). named: whether the user
-    chose them, so that others are left out; otherwise a row with others does not fit.
+    kept: the columns that go along; None for all that the row has (JSON lines to JSON lines). order: whether it names
+    them, so that others are left out, and else a row with others does not fit; and the prefix.
     """
 
-    def __init__(self, kept: Sequence[str] | None, answers: Sequence[Answer], named: bool = False) -> None:
-        self.kept, self.answers, self.named = kept, answers, named
+    def __init__(self, kept: Sequence[str] | None, answers: Sequence[Answer], order: Order) -> None:
+        self.kept, self.answers, self.named, self.row = kept, answers, order.keep is not None, order.prefix + ROW
 
     def encode(self, numbers: Sequence[int], rows: Rows, answers: Sequence[tuple[Any, ...]]) -> bytes:
         """A part: the numbers of the rows, the rows themselves, and an answer for each column of answers."""
@@ -47,13 +47,13 @@ class Output:
         table = []
         for number, row, answer in zip(numbers, listed, answers, strict=True):
             kept = row if self.kept is None else {name: row.get(name) for name in self.kept}
-            table.append({ROW: number, **kept, **dict(zip(names, answer, strict=True))})
+            table.append({self.row: number, **kept, **dict(zip(names, answer, strict=True))})
         return self._encode(table)
 
     def fit(self, row: dict[str, Any]) -> None:
         """Raise InputError for a row of JSON whose columns can't go along."""
         if self.kept is None:
-            if taken := [name for name in [ROW, *(answer.name for answer in self.answers)] if name in row]:
+            if taken := [name for name in [self.row, *(answer.name for answer in self.answers)] if name in row]:
                 raise InputError(f"has a column {taken[0]!r}, as the answers do: choose another --prefix")
         elif not self.named and (others := [name for name in row if name not in self.kept]):
             raise InputError(f"has a column {others[0]!r:.40}, which the first rows lack: name the columns with --keep")
@@ -72,8 +72,8 @@ class Output:
 
 
 class _Csv(Output):
-    def __init__(self, kept: Sequence[str], answers: Sequence[Answer], named: bool, delimiter: str) -> None:
-        super().__init__(kept, answers, named)
+    def __init__(self, kept: Sequence[str], answers: Sequence[Answer], order: Order, delimiter: str) -> None:
+        super().__init__(kept, answers, order)
         self.delimiter = delimiter
 
     def _encode(self, table: list[dict[str, Any]]) -> bytes:
@@ -81,7 +81,7 @@ class _Csv(Output):
 
     def _head(self) -> bytes:
         assert self.kept is not None
-        return self._lines([[ROW, *self.kept, *(answer.name for answer in self.answers)]])
+        return self._lines([[self.row, *self.kept, *(answer.name for answer in self.answers)]])
 
     def _lines(self, records: Iterable[Sequence[str]]) -> bytes:
         buffer = io.StringIO(newline="")
@@ -92,12 +92,12 @@ class _Csv(Output):
 class _Parquet(Output):
     """types: pyarrow's, of the kept columns; None for one whose values are written as their JSON text."""
 
-    def __init__(self, kept: Sequence[str], answers: Sequence[Answer], named: bool, types: dict[str, Any]) -> None:
+    def __init__(self, kept: Sequence[str], answers: Sequence[Answer], order: Order, types: dict[str, Any]) -> None:
         import pyarrow as pa
 
-        super().__init__(kept, answers, named)
+        super().__init__(kept, answers, order)
         self.types = types
-        fields = [(ROW, pa.int64()), *((name, types[name] or pa.string()) for name in kept)]
+        fields = [(self.row, pa.int64()), *((name, types[name] or pa.string()) for name in kept)]
         for answer in answers:
             of = pa.string() if answer.is_text else pa.float32()
             for _ in range(answer.depth):
@@ -183,19 +183,18 @@ def make_output(order: Order, source: Source, first: Chunk, answers: Sequence[An
     if known is None:
         assert isinstance(first.rows, list)
         known = list(dict.fromkeys(key for row in first.rows for key in row))
-    named = order.keep is not None
     kept = list(known if order.keep is None else order.keep)
     missing = [name for name in kept if name not in known]
     if missing:
         raise InputError(f"There is no column {missing[0]!r} to keep; {order.data} has {', '.join(known):.400}.")
-    taken = [name for name in [ROW, *(answer.name for answer in answers)] if name in kept]
+    taken = [name for name in [order.prefix + ROW, *(answer.name for answer in answers)] if name in kept]
     if taken:
         raise InputError(
             f"{order.data} has a column {taken[0]!r}, as the answers do: leave it out with --keep, or name the answers "
             "otherwise with --prefix."
         )
     if kind == "parquet":
-        return _Parquet(kept, answers, named, _types(source, first, kept))
+        return _Parquet(kept, answers, order, _types(source, first, kept))
     for name in kept if isinstance(source, Parquet) else ():
         of = str(source.schema.field(name).type)  # type: ignore[attr-defined]
         if "binary" in of:
@@ -203,8 +202,8 @@ def make_output(order: Order, source: Source, first: Chunk, answers: Sequence[An
                 f"The column {name!r} is {of}, which only Parquet holds: leave it out with --keep, or write Parquet."
             )
     if kind == "jsonl":
-        return Output(None if free else kept, answers, named)
-    return _Csv(kept, answers, named, "\t" if kind == "tsv" else ",")
+        return Output(None if free else kept, answers, order)
+    return _Csv(kept, answers, order, "\t" if kind == "tsv" else ",")
 
 
 def _types(source: Source, first: Chunk, kept: Sequence[str]) -> dict[str, Any]:

@@ -33,11 +33,11 @@ def probabilities(classifier):
     return np.concatenate([seqexport.classify(model, [text]) for text in TEXTS])
 
 
-def write(path, columns):
+def write(path, columns, group=3):
     """{name: values} as the table that the path's suffix says."""
     rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
     if path.suffix == ".parquet":
-        parquet.write_table(pa.table(columns), path, row_group_size=3)
+        parquet.write_table(pa.table(columns), path, row_group_size=group)
     elif path.suffix == ".jsonl":
         path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     else:
@@ -94,7 +94,7 @@ def test_a_text_a_line_and_every_probability(classifier, probabilities, tmp_path
     names = [f"my_probability_{label}" for label in ("no", "yes", "both")]
     every = np.array([[row[name] for name in names] for row in rows])
     assert np.abs(every - probabilities).max() <= 1e-5
-    assert set(rows[0]) == {"row", "text", "my_label", *names}
+    assert set(rows[0]) == {"my_row", "text", "my_label", *names}
 
 
 @pytest.mark.parametrize("runtime", ["torch", "onnxruntime"])
@@ -544,7 +544,8 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
 def test_memory_does_not_grow_with_the_rows(classifier, tmp_path, kind, into):
     peaks = []
     for rows in (10_000, 100_000):
-        data = write(tmp_path / f"{rows}{kind}", {"id": list(map(str, range(rows))), "text": ["what"] * rows})
+        columns = {"id": list(map(str, range(rows))), "text": ["what"] * rows}
+        data = write(tmp_path / f"{rows}{kind}", columns, group=rows)
         command = [sys.executable, "-c", MEMORY, classifier, data, tmp_path / f"out{into}"]
         done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
         assert done.returncode == 0, done.stderr

@@ -125,7 +125,7 @@ def cases(folder: Path, rows: int, shipped: int) -> list[Case]:
     """The two nets, and a table of so many rows for each."""
     words = onnx_metadata(SHIPPED)["preprocessing"]["vocabulary"]["tokens"][1:5000]
     return [
-        ("tiny", tiny_net(folder), table(folder / "tiny.csv", rows, list("abcdefgh ,."), "", 4, 24)),
+        ("tiny", tiny_net(folder), table(folder / "tiny.csv", rows, list("abcdefgh .!"), "", 4, 24)),
         ("sentiment-en", SHIPPED, table(folder / "shipped.csv", shipped, words, " ", 20, 200)),
     ]
 
