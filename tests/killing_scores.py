@@ -1,4 +1,4 @@
-"""Kills runs of `score` at random instants: python tests/killing_scores.py FOLDER KILLS [ROWS], a JSON object.
+"""Kills runs of `score` at random instants: python tests/killing_scores.py MODEL FOLDER KILLS, a JSON object.
 
 A run is killed, again and again at a random instant, until one comes to its end; then the next begins, until there were
 so many kills. What each leaves is held against the output of a run that nobody killed, byte by byte.
@@ -11,8 +11,6 @@ import signal
 import sys
 import time
 from pathlib import Path
-
-from conftest import save_classifier
 
 import seqexport
 from seqexport import jobs
@@ -54,10 +52,8 @@ def killed(child, seconds):
     return os.WIFSIGNALED(os.waitpid(child, 0)[1])
 
 
-def main(folder, kills, rows=400):
-    rng = random.Random(kills)
-    model = save_classifier(folder / "net.pt")
-    seqexport.export(model)
+def main(model, folder, kills):
+    rng, rows = random.Random(kills), 400
     data = folder / "in.csv"
     texts = ["".join(rng.choices("what is\n", k=rng.randint(0, 30))) for _ in range(rows)]
     data.write_text("id,text\n" + "".join(f'{number},"{text}"\n' for number, text in enumerate(texts)))
@@ -67,7 +63,7 @@ def main(folder, kills, rows=400):
         place.mkdir()
 
     def score(place, suffix):
-        seqexport.score(model.with_suffix(".onnx"), data, place / f"out.{suffix}", chunk=9)
+        seqexport.score(model, data, place / f"out.{suffix}", chunk=9)
 
     for suffix in ("csv", "parquet"):
         start = time.monotonic()
@@ -100,4 +96,4 @@ def main(folder, kills, rows=400):
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), *map(int, sys.argv[3:]))
+    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))

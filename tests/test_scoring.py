@@ -415,9 +415,9 @@ def test_two_at_once_and_strangers_are_refused(classifier, many, tmp_path):
     assert (tmp_path / "out.csv.parts" / "thesis.doc").read_bytes() == b"mine"
 
 
-def killed(folder, kills, *more):
+def killed(model, folder, kills):
     """What tests/killing_scores.py found."""
-    command = [sys.executable, "tests/killing_scores.py", str(folder), str(kills), *map(str, more)]
+    command = [sys.executable, "tests/killing_scores.py", str(model), str(folder), str(kills)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": "."})
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
@@ -429,13 +429,13 @@ def killed(folder, kills, *more):
     assert found["kept_and_scored_again"] == 0, found
 
 
-def test_runs_that_are_killed_lose_and_repeat_nothing(tmp_path):
-    killed(tmp_path, 8)
+def test_runs_that_are_killed_lose_and_repeat_nothing(classifier, tmp_path):
+    killed(classifier, tmp_path, 8)
 
 
 @pytest.mark.slow
-def test_two_hundred_runs_that_are_killed(tmp_path):
-    killed(tmp_path, 200)
+def test_two_hundred_runs_that_are_killed(classifier, tmp_path):
+    killed(classifier, tmp_path, 200)
 
 
 def damaged_further_on(path):

@@ -182,8 +182,8 @@ def kills(folder: Path, count: int) -> None:
     """Runs that are killed at random instants, by tests/killing_scores.py."""
     place = folder / "kills"
     place.mkdir()
-    command = [sys.executable, "tests/killing_scores.py", str(place), str(count)]
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    command = [sys.executable, "tests/killing_scores.py", str(tiny_net(folder)), str(place), str(count)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=True)
     print(f"\nkilled: {done.stdout.strip()}")
 
