@@ -180,8 +180,7 @@ class Job:
         """Score a chunk, unless it is done, and keep it."""
         if note := self.done(number):
             return note
-        chunk = self.source.read(place)
-        chunk = self._fitting(chunk)
+        chunk = self._fitting(self.source.read(place))
         found, refused = answer(self.question, chunk.numbers, _values(chunk.rows, self.column))
         rejected = sorted([*chunk.rejected, *((row, f"{self.column} {_about(reason)}") for row, reason in refused)])
         places = sorted(found)
@@ -221,7 +220,8 @@ class Job:
             raise FileError(f"{self.order.data} was changed while it was scored: give --restart to score it as it is.")
         counts, parts, reason = {"rows": 0, "scored": 0, "rejected": 0}, 0, None
         for _, _, note in self.chunks():
-            assert note is not None  # the engines end when all are done
+            if note is None:  # it was there when its engine ended
+                raise FileError(f"A part vanished from {self.folder}: give the same command again.")
             parts += 1
             for name, more in (("rows", note.rows), ("scored", note.scored), ("rejected", len(note.rejected))):
                 counts[name] += more
