@@ -20,10 +20,12 @@ from seqexport.errors import FileError, InputError, ParityError, SeqExportError
 from seqexport.terminal import (
     one_line,
     print_json,
+    progress,
     show_comparison,
     show_diagnosis,
     show_inspection,
     show_report,
+    show_scoring,
     status,
 )
 
@@ -41,6 +43,7 @@ commands:
   quantize ONNX           write the int8 form of a file beside it, held against it
   compare FILE…           hold runtimes against torch, and time those that give what it gives
   deploy ONNX …           write what runs a file elsewhere: a program, a Triton repository, a folder for the Hub
+  score MODEL DATA        answer every row of a table, of any size: CSV, JSON lines, Parquet or a text a line
   doctor                  tell what is installed, whether it works, and the fix for what does not
 
 examples:
@@ -295,6 +298,19 @@ def _deploy_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _score_parser() -> argparse.ArgumentParser:
+    from seqexport.orders import add_options
+
+    parser = _base_parser(
+        "score MODEL DATA -o OUT [options]",
+        "Answer every row of a table. After a stop or a kill the same command goes on where it was. Rows that can't be "
+        "scored go to OUT.rejected.jsonl with their number, from 0, and the reason.",
+        "score net.onnx reviews.csv -o scored.parquet --column text",
+    )
+    add_options(parser)
+    return parser
+
+
 def _doctor_parser() -> argparse.ArgumentParser:
     return _base_parser(
         "doctor [--json]",
@@ -511,6 +527,17 @@ def _deploy(options: argparse.Namespace) -> int:
     return 0
 
 
+def _score(options: argparse.Namespace) -> int:
+    from seqexport.engines import score
+    from seqexport.orders import order_of
+
+    asked = {**vars(order_of(options)), "engine": options.engine, "workers": options.workers}
+    with progress(hidden=options.json) as say:
+        found = score(**asked, address=options.address, restart=options.restart, isolated=True, say=say)
+    print_json(found) if options.json else show_scoring(found)
+    return 0
+
+
 def _names(text: str | None, default: Sequence[str]) -> Sequence[str]:
     return default if text is None else [name.strip() for name in text.split(",") if name.strip()]
 
@@ -568,5 +595,6 @@ COMMANDS: dict[str, tuple[Callable[[], argparse.ArgumentParser], Callable[[argpa
     "quantize": (_quantize_parser, _quantize),
     "compare": (_compare_parser, _compare),
     "deploy": (_deploy_parser, _deploy),
+    "score": (_score_parser, _score),
     "doctor": (_doctor_parser, _doctor),
 }
