@@ -236,19 +236,20 @@ def recognise(file: str | None, request: gr.Request | None = None) -> Iterator[t
         return
     lead = f'<p class="lead">{html.escape(words("Looking into the file …"))}</p><progress></progress>'
     yield lead, *hidden, gr.update(interactive=False), *nothing
+    found: Any = None
     try:
         path = jobs.uploaded(file)
         for thing in jobs.inspect(path):
             if "waiting" in thing:
                 yield show_waiting(thing["waiting"], words), *(gr.skip(),) * 10
-            if "found" in thing:
-                with understood():
-                    found = thing["found"]
-                    shown, there = show_found(jobs.plain_name(path.name), found, words), found["network"] is not None
-                    asked = [name in found["questions"] for name in FIRST]
-                pairs = zip(asked, FIRST.values(), strict=True)
-                questions = (gr.update(visible=there and name, value=value) for name, value in pairs)
-                yield shown, gr.update(visible=there), *questions, gr.update(interactive=there), *nothing
+            found = thing.get("found", found)
+        with understood():
+            shown, there = show_found(jobs.plain_name(path.name), found, words), found["network"] is not None
+            asked = [name in found["questions"] for name in FIRST]
+        pairs = zip(asked, FIRST.values(), strict=True)
+        questions = (gr.update(visible=there and name, value=value) for name, value in pairs)
+        # At the very end: what is yielded last, gradio sends again when a handler ends, over what was chosen since.
+        yield shown, gr.update(visible=there), *questions, gr.update(interactive=there), *nothing
     except SeqExportError as error:
         shown = refused(words("This file can't be converted."), str(error))
         yield shown, *hidden, gr.update(interactive=False), *nothing
@@ -339,7 +340,9 @@ def convert(
     if result.sentence:
         raise gr.Error(result.sentence, print_exception=False)
     files = [gr.FileData(path=file, orig_name=Path(file).name) for file in result.files]
-    return dict(result.report), [file.model_dump() for file in files]  # type: ignore[misc]
+    # Clients take whatever has a `path` for a file to download.
+    written = [{name.replace("path", "name"): value for name, value in file.items()} for file in result.report["files"]]
+    return {**result.report, "files": written}, [file.model_dump() for file in files]  # type: ignore[misc]
 
 
 def tab(page: gr.Blocks, here: gr.Tab) -> None:

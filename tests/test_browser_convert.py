@@ -107,7 +107,7 @@ def test_upload_convert_download_and_run(browser, url, tmp_path, width, theme):
         expected, state = net(x, h0)
     np.testing.assert_allclose(y, expected.numpy(), atol=1e-5)
     np.testing.assert_allclose(hn, state.numpy(), atol=1e-5)
-    assert visit.page.locator("#convert-graphs svg .recurrent").count() == 1
+    assert visit.page.locator("#convert-graphs svg .recurrent").count() == 2  # a node a layer
     assert "onnxruntime.InferenceSession" in visit.page.locator("#convert-program").inner_text()
     visit.check()
     visit.page.close()

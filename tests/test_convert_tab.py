@@ -529,6 +529,7 @@ def test_uploads_are_deleted_by_gradio_and_programs_can_convert(tmp_path, monkey
         file = client_module.handle_file(path)
         report, files = client.predict(file, None, True, "last", api_name="/convert")
         assert report["passed"]
+        assert report["files"][0]["name"] == "net.onnx"
         assert [Path(file).name for file in files][:2] == ["net.zip", "net.onnx"]
         agree(net, files[1])
         assert list((tmp_path / "gradio").rglob("net.pt"))
