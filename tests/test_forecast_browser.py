@@ -60,7 +60,7 @@ def test_lines_and_words_stand_out_from_the_background(browser: "sync_api.Browse
         const light = colour => { const [r, g, b] = numbers(colour).map(v => { v /= 255
             return v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4 })
             return 0.2126 * r + 0.7152 * g + 0.0722 * b }
-        const ground = light(getComputedStyle(document.querySelector('gradio-app, body')).backgroundColor)
+        const ground = light(getComputedStyle(document.querySelector('gradio-app')).backgroundColor)
         const against = colour => { const [low, high] = [light(colour), ground].sort((a, b) => a - b)
             return (high + 0.05) / (low + 0.05) }
         const style = name => getComputedStyle(document.querySelector('.chart ' + name))

@@ -98,10 +98,7 @@ def test_gaps_at_the_ends_are_left_out() -> None:
     ("rows", "sentence"),
     [
         ([f"{DAYS[0]},1", f"{DAYS[1]},2", f"{DAYS[1]},3"], "Row 4 goes back to 2024-01-02"),
-        (
-            [f"{DAYS[0]},1", f"{DAYS[1]},2", "2024-01-02T05:00,3", f"{DAYS[2]},4"],
-            "Row 4 is not a whole number of steps",
-        ),
+        ([f"{day},1" for day in (*DAYS[:3], "2024-01-03T05:00", *DAYS[3:6])], "Row 5 is not a whole number of steps"),
         ([f"{day},1" for day in DAYS[:5]] + ["2024-03-01,5"], "The dates leave out 55 of 61 steps of 1 day"),
         ([f"{day},{'' if number % 2 else 1}" for number, day in enumerate(DAYS)], "has 14 gaps in 29 steps"),
         ([f"{DAYS[0]},1", f"{DAYS[1]},2", f"{DAYS[2]},three"], "Row 4 of value is “three”"),
