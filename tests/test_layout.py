@@ -68,6 +68,7 @@ ORDER = (
     "facts",
     "diagnosis",
     "terminal",
+    "arguments",
     "cli",
     "__main__",
 )
