@@ -63,6 +63,8 @@ for language, texts in (
     assert one["labels"] == other["labels"]
     assert all(near(a, b) for a, b in zip(one["running"], other["running"], strict=True))
     print("both runtimes thought the same:", one["labels"])
+    listed = client.predict(texts * 500, language, "LSTM", api_name="/sentiment_list")
+    assert listed["labels"] == one["labels"] * 500
 
 one, other = both("/characters_values", "ROMEO\n", "Shakespeare (English)", 200, 0.8, 0, 1.0, 0)
 assert len(one["text"]) == 200

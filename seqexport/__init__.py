@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from seqexport.batching import classify
     from seqexport.checkpoint import read_checkpoint, write_checkpoint
     from seqexport.comparison import compare
+    from seqexport.engines import score
     from seqexport.exporter import export, verify_files
     from seqexport.inference import Choices
     from seqexport.modules import load_module
@@ -43,6 +44,7 @@ _LAZY = {
     "load": "peers",
     "load_module": "modules",
     "quantize": "quantization",
+    "score": "engines",
 }
 
 __all__ = [
@@ -62,6 +64,7 @@ __all__ = [
     "load_module",
     "quantize",
     "read_checkpoint",
+    "score",
     "verify_files",
     "write_checkpoint",
 ]

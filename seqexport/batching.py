@@ -29,6 +29,16 @@ def by_length(lengths: Sequence[int] | np.ndarray, size: int = BATCH, numbers: i
     return batches
 
 
+def of_equal_length(lengths: Sequence[int] | np.ndarray, size: int, numbers: int = NUMBERS) -> list[np.ndarray]:
+    """The same with no padding at all, for models that are told of no lengths: only rows of one length go together."""
+    found = np.asarray(lengths)
+    batches = []
+    for length in np.unique(found):
+        places, most = np.flatnonzero(found == length), max(1, min(size, numbers // max(1, int(length))))
+        batches += [places[start : start + most] for start in range(0, len(places), most)]
+    return batches
+
+
 def in_order(count: int, size: int) -> list[np.ndarray]:
     """So many texts in batches as they come."""
     return [np.arange(start, min(start + size, count)) for start in range(0, count, size)]

@@ -190,6 +190,7 @@ def compare(
     scenarios: Sequence[str] = SCENARIOS,
     seconds: float = SECONDS,
     data: str | os.PathLike[str] | None = None,
+    texts: int | None = None,
     large_map: bool = False,
     choices: Choices | None = None,
     say: Say = lambda text: None,
@@ -199,7 +200,7 @@ def compare(
     paths: a checkpoint, or several; one without its ONNX files beside it, or with older ones, is exported into a
     temporary folder. Of an ONNX file alone, onnxruntime is what the others are held against. seconds: for the timing of
     each path, without loading, compiling, and asking for the answers. data: a CSV of text and label, of which a
-    classifier reads up to 1,000.
+    classifier reads up to 1,000, or up to `texts`.
     say: is told what is going on.
 
     Raises SeqExportErrors for what can't be read, exported or used; a runtime that is not there is listed as absent.
@@ -207,7 +208,9 @@ def compare(
     start = time.perf_counter()
     given = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
     _check(given, runtimes, threads, scenarios, seconds)
-    texts = None if data is None else Path(data)
+    if texts is not None and texts < 1:
+        raise InputError(f"A classifier needs at least 1 text, got {texts}.")
+    opinions = None if data is None else Path(data)
     asked = [name for name in RUNTIMES if name in runtimes]
     models = []
     with tempfile.TemporaryDirectory() as name:
@@ -219,8 +222,8 @@ def compare(
         if data is not None and ("pipeline" not in scenarios or "classify" not in {source.task for source in sources}):
             raise InputError("--data is of use to a classifier's pipeline only: leave it out.")
         for source, folder in zip(sources, folders, strict=True):
-            model = _Model(source, asked, threads, scenarios, seconds, say)
-            models.append(model.measured(texts, LARGE_MAP if large_map else MAP, folder))
+            model = _Model(source, asked, threads, scenarios, seconds, say, texts or TEXTS)
+            models.append(model.measured(opinions, LARGE_MAP if large_map else MAP, folder))
         say("measuring the machine")
         machine = describe_machine()
     return Comparison(tuple(models), machine, threads, time.perf_counter() - start)
@@ -284,10 +287,17 @@ class _Model:
     """One source on its way through the scenarios, the time for them shared out."""
 
     def __init__(
-        self, source: Source, names: Sequence[str], threads: int, asked: Sequence[str], seconds: float, say: Say
+        self,
+        source: Source,
+        names: Sequence[str],
+        threads: int,
+        asked: Sequence[str],
+        seconds: float,
+        say: Say,
+        most: int,
     ) -> None:
         self.source, self.names, self.threads, self.asked, self.say = source, names, threads, asked, say
-        self.left, self.shares = seconds, 0.0
+        self.left, self.shares, self.most = seconds, 0.0, most
         self.gates: dict[str, tuple[Property, ...]] = {}
         self.absent: dict[str, Absent] = {}
 
@@ -329,9 +339,9 @@ class _Model:
     def _texts(self, data: Path | None) -> tuple[Sequence[str], str]:
         preprocessing = self.source.metadata["preprocessing"]
         if data is None:
-            return made_texts(preprocessing, TEXTS), "texts of the vocabulary's own words, drawn at random"
+            return made_texts(preprocessing, self.most), "texts of the vocabulary's own words, drawn at random"
         texts = read_texts(data, preprocessing)
-        chosen = [texts[index] for index in np.linspace(0, len(texts) - 1, min(TEXTS, len(texts))).astype(int)]
+        chosen = [texts[index] for index in np.linspace(0, len(texts) - 1, min(self.most, len(texts))).astype(int)]
         return chosen, f"texts of {data.name}"
 
     def _gate(self, kind: str, scenario: Scenario) -> tuple[Property, ...]:

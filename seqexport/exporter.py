@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from importlib.metadata import version
@@ -29,7 +29,7 @@ from seqexport.modules import UserModule
 from seqexport.opinions import Exact, weighed
 from seqexport.parts import Part, State, checkpoint_parts, module_parts
 from seqexport.quantization import Source, describe, made_int8, parse_precision, require_gate
-from seqexport.reports import TOLERANCE, Outcome, Property, Report, Sample, require
+from seqexport.reports import TOLERANCE, Outcome, Property, Report, Sample, Stage, require
 from seqexport.runtimes import OnnxRuntime, Runtime, TorchRuntime, int8_path, onnx_metadata, parse_metadata
 from seqexport.specs import TEXT_PIPELINES
 from seqexport.textcases import FEW, THOROUGH, joined_as_in_python, split_as_in_python, text_cases
@@ -50,6 +50,7 @@ def export(
     precision: str | Sequence[str] = "fp32",
     data: str | os.PathLike[str] | None = None,
     text: bool = False,
+    tell: Callable[[Stage], object] = lambda stage: None,
 ) -> Report:
     """Export a live module, or a checkpoint's network and pipeline, verify what was written, and only then replace.
 
@@ -64,6 +65,7 @@ def export(
     precision: "fp32", "int8" or both, "fp32,int8": int8 goes into files of its own, net.int8.onnx beside net.onnx.
     data: samples for the task's own metric, which int8 is then held to.
     text: also write a classifier's or a generator's pipeline with strings in and out, net.classify.text.onnx.
+    tell: called with each Stage that begins, for whoever waits.
 
     Raises ParityError if the file does not give what torch gives or int8 is too far from it, and other SeqExportErrors
     for what can't be read, exported or written. Failures leave an existing destination unchanged.
@@ -95,6 +97,7 @@ def export(
             raise SpecError("A checkpoint's inputs are known: leave `inputs` out, or give a live module.")
         target = Path(path or Path(model).with_suffix(".onnx"))
         check_destination(target)
+        tell(Stage("read", "checkpoint"))
         checkpoint = read_checkpoint(model, choices)
         parts, about = checkpoint_parts(checkpoint, target, state, text)
         _check_destinations(checkpoint.path, parts)
@@ -103,7 +106,7 @@ def export(
     with contextlib.ExitStack() as stack:
         for part in parts:
             stack.enter_context(evaluating(part.module))
-        report = _write_verified(parts, opset, about, precisions, None if data is None else Path(data))
+        report = _write_verified(parts, opset, about, precisions, None if data is None else Path(data), tell)
     return replace(report, seconds=time.perf_counter() - start)
 
 
@@ -228,7 +231,12 @@ def _check_int8_destinations(parts: Sequence[Part], precisions: Sequence[str]) -
 
 
 def _write_verified(
-    parts: Sequence[Part], opset: int, about: Mapping[str, Any], precisions: Sequence[str], data: Path | None
+    parts: Sequence[Part],
+    opset: int,
+    about: Mapping[str, Any],
+    precisions: Sequence[str],
+    data: Path | None,
+    tell: Callable[[Stage], object],
 ) -> Report:
     """Write every graph beside its destination, verify what lies on the disk, make int8 of it where that is asked for,
     and put all in place only then."""
@@ -239,6 +247,7 @@ def _write_verified(
     candidate: OnnxRuntime | None = None
     try:
         for part in parts:
+            tell(Stage("trace", part.subject.part))
             sizes = part.subject.further or example_sizes(part.inputs, part.module)
             traced = trace(part.module, part.inputs, sizes)
             planned = _plan(part, traced)
@@ -249,7 +258,7 @@ def _write_verified(
             draft = write_beside(part.path, graph.SerializeToString(deterministic=True))
             written.append((part, draft))
             numbers, candidate = candidate, OnnxRuntime(draft.file)
-            outcomes += _verify_part(part, candidate, planned.cases, part.metadata, numbers)
+            outcomes += _verify_part(part, candidate, planned.cases, part.metadata, numbers, tell)
             tried += _read_and_written(part, candidate, draft.file, FEW)
             _explain(part, traced, planned.cases, outcomes[-len(planned.cases) :])
         report = Report(tuple(outcomes), properties=tuple(tried), **{**about, "notes": tuple(notes)})
@@ -261,6 +270,7 @@ def _write_verified(
         if "int8" not in precisions:
             put_in_place(drafts)
             return report
+        tell(Stage("int8"))
         sources = [Source(draft.file, part.path, int8_path(part.path)) for part, draft in written]
         with made_int8(sources, data) as made:
             files, notes = (*report.files, *made.files), [*notes, *made.notes]
@@ -313,6 +323,7 @@ def _verify_part(
     cases: Sequence[Case],
     facts: Mapping[str, Any],
     numbers: OnnxRuntime | None = None,
+    tell: Callable[[Stage], object] = lambda stage: None,
 ) -> list[Outcome]:
     """numbers: the pipeline's own graph, verified before, which a graph of strings is held against with the split in
     Python. (Torch's rounding is no matter there: the texts tried are so strange that a net may multiply it.)"""
@@ -321,8 +332,10 @@ def _verify_part(
     if part.strings:
         assert numbers is not None
         reference = part.strings.reference.around(numbers)
-    found = verify(part.subject, reference, candidate, cases)
-    return outcomes + [_weighed(part, case, outcome) for case, outcome in zip(cases, found, strict=True)]
+    for place, case in enumerate(cases, 1):
+        tell(Stage("verify", part.subject.part, place, len(cases)))
+        outcomes += [_weighed(part, case, outcome) for outcome in verify(part.subject, reference, candidate, [case])]
+    return outcomes
 
 
 def _weighed(part: Part, case: Case, outcome: Outcome) -> Outcome:

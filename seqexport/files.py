@@ -17,10 +17,11 @@ import stat
 import struct
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import BinaryIO
 
 from seqexport.errors import FileError
 
@@ -106,9 +107,10 @@ def replace_file(path: Path, content: bytes) -> None:
         draft.drop()
 
 
-def write_beside(path: Path, content: bytes) -> Draft:
+def write_beside(path: Path, content: bytes | Callable[[BinaryIO], None]) -> Draft:
     """Write `content`, flushed to the disk, to a new hidden file beside `path`; the caller drops the draft in the end.
 
+    content: the bytes, or what writes them into the open file, for more than memory should hold.
     Drafts that killed processes left for the same destination are deleted. Raises FileError.
     """
     check_destination(path)
@@ -117,7 +119,10 @@ def write_beside(path: Path, content: bytes) -> Draft:
         draft = _new_draft(path)
         assert draft.lock is not None
         with open(draft.lock, "wb", closefd=False) as file:
-            file.write(content)
+            if isinstance(content, bytes):
+                file.write(content)
+            else:
+                content(file)
             file.flush()
             os.fsync(file.fileno())
         _WRITTEN.add(_identity(draft.file))  # a file that is moved into its place keeps all four
@@ -151,6 +156,24 @@ def put_in_place(drafts: Sequence[Draft]) -> None:
         finally:
             for name in former:
                 name.drop()
+
+
+@contextlib.contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Hold a file's lock, so that of two processes at the same work the second gets a FileError; a dead one holds none.
+
+    The file is made where it is missing, and stays.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise FileError(f"{path} could not be opened ({error.strerror}): check permissions.") from error
+    try:
+        if _lock(descriptor, patience=0) is False:
+            raise FileError(f"Another process is at work in {path.parent}: wait for it, or choose another output.")
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def write_folder(folder: Path, contents: Mapping[str, bytes], mark: str) -> list[Path]:

@@ -83,7 +83,7 @@ class Opening:
             raise FileError(f"{self.path} was not opened within {self.seconds:.0f} s{_EXPECTED}") from None
         finally:
             self.stop()
-        if how := _ending(self._child.returncode):
+        if how := ending(self._child.returncode):
             raise FileError(f"{self.path} {how} when it was opened in a process of its own{_EXPECTED}")
         said = json.loads(answer or b"{}")
         if said.get("kind") in _ERRORS:
@@ -103,8 +103,8 @@ _ERRORS = {error.__name__: error for error in (CheckpointError, FileError, Unsup
 _CHILD = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from seqexport.isolation import child; child()"
 
 
-def _ending(code: int) -> str:
-    """How the file ended the child; nothing where it did not, or where Python itself could not do its work there."""
+def ending(code: int) -> str:
+    """How a file ended the child; nothing where it did not, or where Python itself could not do its work there."""
     if code < 0:
         name = signal.Signals(-code).name
         killed = name in ("SIGXCPU", "SIGKILL")
@@ -126,7 +126,7 @@ def open_apart(*paths: str | os.PathLike[str], kind: Kind = "session") -> None:
 def child() -> None:
     """The child's side: limits, then the file, then one line of JSON."""
     kind, path, (memory, seconds) = sys.argv[2], Path(sys.argv[3]), json.loads(sys.argv[4])
-    _limit(memory, seconds)
+    limit_process(memory, seconds)
     said = {"kind": "", "error": ""}
     try:
         _open(path, kind)
@@ -140,7 +140,8 @@ def child() -> None:
     os._exit(0)
 
 
-def _limit(memory: int, seconds: int) -> None:
+def limit_process(memory: int, seconds: int) -> None:
+    """Limit this process to so many bytes of memory and seconds of the processor's time, as far as the system can."""
     try:
         import resource
     except ImportError:  # Windows

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from seqexport.errors import ParityError
 
@@ -17,6 +17,20 @@ TOLERANCE = 7e-6
 # or more from its own float64: a published speaker encoder (LSTM 3×256, 257 steps) is 5.8e-6 from torch, torch with
 # oneDNN 7.2e-6 from float64, and without 3.6e-5 at 40 steps, so that other processors may see more than these.
 EXPLAINED = 1e-5
+
+
+@dataclass(frozen=True)
+class Stage:
+    """How far an export is. at: of `verify`, the number of the case that comes now, of `count`."""
+
+    doing: Literal["read", "trace", "verify", "int8"]
+    part: str = ""
+    at: int = 0
+    count: int = 0
+
+    def __str__(self) -> str:
+        doing = {"read": "reading", "trace": "tracing", "verify": f"verifying, case {self.at} of {self.count}"}
+        return f"{self.part}: {doing[self.doing]}" if self.doing in doing else "making int8"
 
 
 @dataclass(frozen=True)

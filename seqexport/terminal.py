@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -29,6 +31,42 @@ def _console(stderr: bool = False) -> Console:
 def status(text: str) -> Any:
     """A spinner on stderr where a person watches."""
     return _console(stderr=True).status(text)
+
+
+@contextlib.contextmanager
+def progress(hidden: bool) -> Iterator[Callable[[int, int, int, bool], None]]:
+    """A bar on stderr where a person watches: how far, rows a second, how long still. Gives what moves it on."""
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = (BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[about]}"), TimeRemainingColumn())
+    console = _console(stderr=True)
+    with Progress(*columns, console=console, disable=hidden or not console.is_terminal, transient=True) as bar:
+        task = bar.add_task("", total=None, about="")
+        start, furthest, fresh, last = time.monotonic(), 0, 0, 0
+
+        def say(at: int, of: int, rows: int, is_new: bool) -> None:
+            nonlocal furthest, fresh, last
+            furthest, fresh, last = max(furthest, at), fresh + (rows - last if is_new else 0), rows
+            rate = fresh / max(1e-9, time.monotonic() - start)
+            bar.update(task, total=of, completed=furthest, about=f"{rows:,} rows, {rate:,.0f} a second")
+
+        yield say
+
+
+def show_scoring(found: dict[str, Any]) -> None:
+    """What `score` did."""
+    from rich.text import Text
+
+    console = _console()
+    about = f"{found['part']} on the column {printable(found['column'])}, {found['runtime']}"
+    console.print(Text.assemble(("read     ", "bold"), about), soft_wrap=True)
+    console.print(Text.assemble(("file     ", "bold"), printable(found["output"])), soft_wrap=True)
+    if found["rejected"]:
+        said = f"{found['rejected']:,} rows, with the reasons: {printable(found['rejected_rows'])}"
+        console.print(Text.assemble(("rejected ", "bold yellow"), said), soft_wrap=True)
+    before = f", {found['scored_before']:,} of them before" if found["scored_before"] else ""
+    verdict = Text(f"scored: {found['scored']:,} of {found['rows']:,} rows{before}", "bold green")
+    console.print(Text.assemble(verdict, (f"  ({found['seconds']:.1f} s)", "dim")))
 
 
 def print_json(document: Any) -> None:

@@ -1,94 +1,58 @@
-"""The Forecast tab: a net rolls a series on. Pure functions first, then the tab and its events."""
+"""The Forecast tab: two runtimes roll the same series on. Pure functions first, then the tab and its events."""
 
 from __future__ import annotations
 
-import functools
-import math
+import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gradio as gr
 import numpy as np
 
-from seqexport.errors import FileError, InputError
-from tabs import racing
-from tabs.racing import ALONE, EVENT, MAX_SEED, TOLERANCE, Column, load_runtime, one_of, sentences, whole
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from seqexport.errors import InputError
+from tabs import chart, contest, own_series, racing, series
+from tabs.contest import Agreement
+from tabs.languages import ENGLISH, Words, fixed
+from tabs.own_series import Table
+from tabs.racing import ALONE, CAREFUL, EVENT, MAX_SEED, QUICK, RUNTIMES, Column, Measurement, one_of, sentences, whole
+from tabs.series import MAX_HORIZON, SHIPPED, Series
 
 CELLS = ("RNN", "LSTM", "GRU")
-MAX_VALUES, MAX_SIZE, MAX_HORIZON, MAX_PATHS = 20_000, 1e9, 600, 200
-SUNSPOTS, PASTED = "Sunspots", "Your own values"
-OPENING_YEAR = 1998  # the last January after which a whole cycle, 132 months, is known
+MAX_PATHS = 200
+PASTED, FILE = "pasted", "file"
+KEPT = 3600  # seconds that a visitor's table is kept after it was last used
+SHOWN = ["path"]  # the output of the pipeline that both columns have to agree on
 
 
 @dataclass(frozen=True)
-class Series:
-    """A history (T,) to roll on, and the truth after it (0 to N values); the time of history[0], and from one value to
-    the next (years for sunspots, otherwise counted)."""
+class Question:
+    """What was asked, checked. net: the series that the net was trained on. noise: (1, 1 + P, N), of which the first
+    is zero. context: how many of the last values are read. start: of the forecast, to read; nothing for a
+    visitor's values."""
 
-    history: np.ndarray
-    truth: np.ndarray
-    first: float = 1.0
-    step: float = 1.0
-    unit: str = "value"
-    steps: str = "values"
+    net: str
+    cell: str
+    series: Series
+    noise: np.ndarray
+    season: int
+    context: int
+    start: str = ""
 
-    def times(self, start: int, stop: int) -> np.ndarray:
-        """The times of the values `start` to `stop`, counted from the history's first."""
-        return self.first + self.step * np.arange(start, stop)
+    @property
+    def model(self) -> str:
+        """Its folder in exported/."""
+        return f"{self.net}-{self.cell.lower()}"
 
+    @property
+    def feeds(self) -> Mapping[str, np.ndarray]:
+        """What the pipeline is fed."""
+        return {"history": self.series.history[None, -self.context :], "noise": self.noise}
 
-@functools.cache
-def sunspots() -> tuple[tuple[str, ...], np.ndarray]:
-    """The shipped series: months ("1749-01", …) and their sunspot numbers, float32 (3126,)."""
-    try:
-        rows = (racing.EXPORTED / "sunspots.csv").read_text(encoding="utf-8").split()[1:]
-    except OSError:
-        raise FileError(
-            f"There are no models in {racing.EXPORTED.name}/ yet: run python -m training.publish."
-        ) from None
-    months, values = zip(*(row.split(",") for row in rows), strict=True)
-    return months, np.array(values, dtype=np.float32)
-
-
-def start_years() -> tuple[int, int]:
-    """The first and the last January within the last fifth of the sunspots, on which no net was trained."""
-    months, _ = sunspots()
-    return int(months[math.ceil(0.8 * len(months))][:4]) + 1, int(months[-1][:4])
-
-
-def parse_series(values: str | Sequence[Any] | None) -> np.ndarray:
-    """A list of numbers, or a text with commas, semicolons, blanks or new lines between them → float32 (T,).
-
-    Raises InputError where they are too few or too many, or with the first that is not a number of a usable size.
-    """
-    if not isinstance(values, list):
-        values = str(values or "").replace(",", " ").replace(";", " ").split()
-    if not 2 <= len(values) <= MAX_VALUES:
-        raise InputError(f"The series has the length {len(values):,}; expected 2 to {MAX_VALUES:,} values.")
-    numbers = np.empty(len(values), dtype=np.float32)
-    for index, value in enumerate(values):
-        try:
-            number = float(value)
-        except (TypeError, ValueError, OverflowError):
-            number = math.nan
-        if not abs(number) <= MAX_SIZE:  # NaN is not either
-            problem = f"is “{value!s:.20}”; expected a number of at most {MAX_SIZE:,.0f} in size"
-            raise InputError(f"Value {index + 1} of the series {problem}.")
-        numbers[index] = number
-    return numbers
-
-
-def cut_sunspots(year: int, horizon: int, context: int) -> Series:
-    """The sunspots before January of `year`, and the truth from then on as far as it is known."""
-    months, values = sunspots()
-    start = months.index(f"{year}-01")
-    first = max(0, start - context)
-    begin = int(months[first][:4]) + (int(months[first][5:]) - 1) / 12
-    return Series(values[first:start], values[start : start + horizon], begin, 1 / 12, "sunspot number", "months")
+    @property
+    def horizon(self) -> int:
+        """Steps that are forecast."""
+        return self.noise.shape[2]
 
 
 def draw_noise(paths: int, horizon: int, seed: int) -> np.ndarray:
@@ -98,13 +62,58 @@ def draw_noise(paths: int, horizon: int, seed: int) -> np.ndarray:
     return noise
 
 
-def answer(cell: str, names: Sequence[str], series: Series, noise: np.ndarray) -> Mapping[str, Column]:
-    """Each of the named runtimes' answer to the same history and noise."""
-    feeds = {"history": series.history[None], "noise": noise}
-    columns = racing.measure(f"sunspots-{cell.lower()}", "forecast", names, feeds).columns
-    if not all(np.isfinite(column.outputs["path"]).all() for column in columns.values()):
-        raise InputError("The forecast left the range of float32: the series is too far from what the net knows.")
-    return columns
+def checked_noise(horizon: Any, paths: Any, seed: Any) -> np.ndarray:
+    """The noise of a question whose numbers come from outside. Raises InputError."""
+    steps = whole("horizon", horizon, 1, MAX_HORIZON)
+    return draw_noise(whole("number of paths", paths, 1, MAX_PATHS), steps, whole("seed", seed, 0, MAX_SEED))
+
+
+def about(net: str, cell: str) -> Mapping[str, Any]:
+    """What the file of a net says of its data: context, season, unit, step, and more."""
+    return racing.load_runtime(f"{net}-{cell.lower()}", "forecast", "onnxruntime").metadata["preprocessing"]
+
+
+def ask(
+    words: Words, source: Any, start: Any, text: Any, table: Table | None, column: Any, net: Any, cell: Any,
+    horizon: Any, paths: Any, seed: Any,
+) -> Question:  # fmt: skip
+    """Check a question. Raises InputError for what is out of bounds, FileError for a model that is not there."""
+    known = series.offered()
+    source = one_of("series", source, (*known, PASTED, FILE))
+    net = one_of("net", net, known) if source in (PASTED, FILE) else source
+    cell = one_of("cell", str(cell).upper(), CELLS)
+    noise = checked_noise(horizon, paths, seed)
+    settings = about(net, cell)
+    context, season = settings["context"], settings["season"]
+    if source == PASTED:
+        values = series.parse_numbers(text)
+        own = Series(values, values[:0], words("value"))
+    elif source == FILE:
+        own = own_series.series_of(table, column, words)
+    else:
+        number = whole("start", start, 0, len(series.starts(source)) - 1)
+        shown = max(context, 2 * season)
+        cut = series.cut(source, number, noise.shape[2], shown, series.unit_said(settings["unit"], words))
+        return Question(net, cell, cut, noise, season, context, series.start_said(source, number, words))
+    return Question(net, cell, own, noise, season, context)
+
+
+def prepare(*values: Any) -> tuple[str, Mapping[str, np.ndarray]]:
+    """The model and the feeds of a question, for a race."""
+    asked = ask(ENGLISH, *values)
+    return asked.model, asked.feeds
+
+
+def answer(asked: Question, names: Sequence[str], seconds: float, words: Words) -> Measurement:
+    """Each of the named runtimes' answer to the same history and noise, and their times."""
+    found = racing.measure(asked.model, "forecast", names, asked.feeds, seconds, words)
+    for name, column in found.columns.items():
+        if not np.isfinite(column.outputs["path"]).all():
+            raise InputError(
+                f"The forecast of {RUNTIMES[name].label} left the range of float32: the series is too far from what "
+                "the net knows."
+            )
+    return found
 
 
 def paths_of(column: Column) -> np.ndarray:
@@ -112,167 +121,277 @@ def paths_of(column: Column) -> np.ndarray:
     return column.outputs["path"][0]
 
 
-def score(series: Series, paths: np.ndarray, season: int) -> dict[str, float]:
+def score(asked: Question, paths: np.ndarray) -> dict[str, float]:
     """Mean absolute errors of the central path and of the last season again, and the truth's share in the 90 % band."""
-    known = len(series.truth)
-    miss = np.abs(np.stack([paths[0, :known], np.resize(series.history[-season:], known)]) - series.truth).mean(axis=1)
+    truth = asked.series.truth
+    known = len(truth)
+    again = chart.naive(asked.series, asked.season, known)
+    miss = np.abs(np.stack([paths[0, :known], again]) - truth).mean(axis=1)
     low, high = np.quantile(paths[1:, :known], (0.05, 0.95), axis=0)
-    share = float(((low <= series.truth) & (series.truth <= high)).mean())
+    share = float(((low <= truth) & (truth <= high)).mean())
     return {"known": known, "central": float(miss[0]), "naive": float(miss[1]), "in_band": 100 * share}
 
 
-# Mid-tones: the figure has no background of its own, and has to be read on white and on near-black.
-INK, QUIET, BLUE, AMBER = "#7c7f86", "#7c7f8640", "#3f82e0", "#c9782a"
-
-
-def draw(series: Series, paths: np.ndarray, season: int, top: float) -> Figure:
-    """The end of the history, the truth, the central path in its bands, the naive path; the y axis ends at `top`."""
-    from matplotlib.figure import Figure
-
-    past, ahead = len(series.history), paths.shape[1]
-    shown = min(past, max(2 * season, ahead))
-    figure = Figure(figsize=(4.9, 3.5), dpi=220, facecolor="none", layout="constrained")
-    axes = figure.add_subplot(facecolor="none")
-    future = series.times(past, past + ahead)
-    for low, high, alpha, label in ((0.05, 0.95, 0.20, "90 % of paths"), (0.25, 0.75, 0.35, "50 % of paths")):
-        bounds = np.quantile(paths[1:], (low, high), axis=0)
-        axes.fill_between(future, *bounds, color=BLUE, alpha=alpha, linewidth=0, label=label)
-    known = np.concatenate([series.history[past - shown :], series.truth])
-    naive, label = np.resize(series.history[-season:], ahead), f"last {min(season, past)} {series.steps} again"
-    axes.plot(series.times(past - shown, past + len(series.truth)), known, color=INK, linewidth=1, label="observed")
-    axes.plot(future, naive, color=AMBER, linewidth=1, linestyle=(0, (3, 1.5)), label=label)
-    axes.plot(future, paths[0], color=BLUE, linewidth=2, label="central path")
-    axes.axvline(series.first + series.step * (past - 0.5), color=INK, linewidth=0.8, linestyle=":")
-    axes.set_ylim(min(0.0, 1.05 * float(min(known.min(), paths.min()))), top)
-    axes.set_ylabel(series.unit, color=INK, fontsize=9)
-    axes.grid(axis="y", color=QUIET, linewidth=0.6)
-    axes.tick_params(colors=INK, length=0, labelsize=9)
-    axes.spines[:].set_visible(False)
-    axes.margins(x=0.01)
-    lines, labels = axes.get_legend_handles_labels()
-    order = np.argsort([label.endswith(("of paths", "again")) for label in labels], stable=True)  # main lines first
-    look = {"frameon": False, "fontsize": 9, "labelcolor": INK, "handlelength": 1.6, "columnspacing": 1.4}
-    figure.legend([lines[i] for i in order], [labels[i] for i in order], loc="outside upper left", ncols=3, **look)
-    return figure
-
-
-def ask(cell: str, horizon: Any, paths: Any, seed: Any) -> tuple[Mapping[str, Any], np.ndarray]:
-    """Check what every question has → what the file says of its data (context, season), and the noise (1, 1 + P, N)."""
-    steps = whole("horizon", horizon, 1, MAX_HORIZON)
-    noise = draw_noise(whole("number of paths", paths, 1, MAX_PATHS), steps, whole("seed", seed, 0, MAX_SEED))
-    return load_runtime(f"sunspots-{cell.lower()}", "forecast", "onnxruntime").metadata["preprocessing"], noise
-
-
-def forecast(
-    source: str, start: int, text: str, cell: str, horizon: int, paths: int, seed: int, left: str, right: str
-) -> tuple[str, str, Any, str, Any, dict[str, Any]]:
-    """One question to two runtimes → the sentence, left's latency and plot, right's, and all the numbers. `source` is
-    "Sunspots", cut before January of `start`, or "Your own values", which are in `text`."""
+def answered(
+    seconds: float, left: Any, right: Any, values: Sequence[Any], words: Words
+) -> tuple[str, str, str, str, str, dict[str, Any]]:
+    """One question to two runtimes, measured for so many seconds → as `forecast` gives it."""
     with sentences():
         names = racing.chosen(left, right, "forecast")
-        cell = one_of("cell", str(cell).upper(), CELLS)
-        settings, noise = ask(cell, horizon, paths, seed)
-        context, season = settings["context"], settings["season"]
-        if one_of("series", source, (SUNSPOTS, PASTED)) == SUNSPOTS:
-            series = cut_sunspots(whole("year of the start", start, *start_years()), noise.shape[2], context)
-        else:
-            values = parse_series(text)
-            series = Series(values[-context:], values[:0], first=max(0, len(values) - context) + 1)
-        answers = answer(cell, names, series, noise)
-    one, other = (answers[name] for name in names)
-    numbers = compare(one, other) | {"cell": cell, "horizon": horizon, "paths": paths, "seed": seed, "season": season}
-    if len(series.truth):
-        numbers["score"] = score(series, paths_of(one), season)
-    highest = max(np.quantile(paths_of(side)[1:], 0.95, axis=0).max() for side in (one, other))
-    top = 1.08 * float(max(highest, series.history.max(), *series.truth, 1e-6))  # the same for both columns
-    plots = [draw(series, paths_of(side), season, top) for side in (one, other)]
-    latencies = [racing.show_latency(side if numbers["same"] else None) for side in (one, other)]
-    return say(numbers), latencies[0], plots[0], latencies[1], plots[1], numbers
+        asked = ask(words, *values)
+        found = answer(asked, names, seconds, words)
+    one, other = (found.columns[name] for name in names)
+    agreed = contest.agreement(names, one.outputs, other.outputs, SHOWN)
+    numbers = numbers_of(asked, one, other, agreed, found)
+    framed = chart.frame(asked.series, [paths_of(one), paths_of(other)])
+    plots = [
+        chart.draw(asked.series, paths_of(side), asked.season, framed, seen(asked, side, words), words)
+        for side in (one, other)
+    ]
+    latencies = [racing.show_latency(side if agreed.comparable else None, words=words) for side in (one, other)]
+    lead = say(asked, names, agreed, found, numbers.get("score"), words)
+    return lead, latencies[0], plots[0], latencies[1], plots[1], numbers
 
 
-def forecast_values(
-    values: list[float], cell: str, horizon: int = 132, paths: int = 100, seed: int = 0, runtime: str = "onnxruntime"
-) -> dict[str, Any]:
-    """Roll `values` (2 to 20,000; the net reads the last ones) on by `horizon` steps in one runtime → the central path
-    and the bands, each a list of `horizon` numbers, and the milliseconds of the model's call."""
-    with sentences():
-        one_of("runtime", runtime, racing.present("forecast"))
-        cell = one_of("cell", str(cell).upper(), CELLS)
-        settings, noise = ask(cell, horizon, paths, seed)
-        series = Series(parse_series(values)[-settings["context"] :], np.empty(0))
-        given = answer(cell, [runtime], series, noise)[runtime]
-    bands = np.quantile(paths_of(given)[1:].astype(float), (0.05, 0.25, 0.75, 0.95), axis=0)
-    names = ("q05", "q25", "q75", "q95")
-    return figures_of(given) | {"cell": cell, "bands": dict(zip(names, bands.round(4).tolist(), strict=True))}
+def numbers_of(asked: Question, one: Column, other: Column, agreed: Agreement, found: Measurement) -> dict[str, Any]:
+    """All the numbers, for JSON. Latencies and the speed-up are there only if the answers may be compared."""
+    ratio = found.ratio if agreed.comparable else None
+    numbers: dict[str, Any] = agreed.to_dict() | {
+        "speed_up": ratio and round(ratio.value, 2),
+        "interval": ratio and ratio.low and ratio.high and [round(ratio.low, 2), round(ratio.high, 2)],
+        "net": asked.net,
+        "cell": asked.cell,
+        "start": asked.start or None,
+        "horizon": asked.horizon,
+        "paths": asked.noise.shape[1] - 1,
+        "season": asked.season,
+        "left": figures_of(one, agreed.comparable),
+        "right": figures_of(other, agreed.comparable),
+    }
+    if len(asked.series.truth):
+        numbers["score"] = score(asked, paths_of(one))
+    return numbers
 
 
 def figures_of(column: Column, timed: bool = True) -> dict[str, Any]:
     """An answer's numbers for JSON."""
-    numbers = {"runtime": column.runtime, "central": paths_of(column)[0].astype(float).round(4).tolist()}
-    return numbers | ({"milliseconds": round(column.milliseconds, 3), "note": column.note} if timed else {})
+    central = {"central": paths_of(column)[0].astype(float).round(4).tolist()}
+    return (column.figures if timed else {"runtime": column.runtime}) | central
 
 
-def compare(one: Column, other: Column) -> dict[str, Any]:
-    """The columns' numbers; `difference` is the greatest |left - right|, as a share of the left's largest value (of 1,
-    where that is less). Latencies and the speed-up are there only if the answers are the same."""
-    apart = float(np.abs(paths_of(one) - paths_of(other)).max() / max(1.0, np.abs(paths_of(one)).max()))
-    same = apart <= TOLERANCE  # written so that NaN is not the same
-    race_run = same and one.runtime != other.runtime
-    return {
-        "difference": apart if math.isfinite(apart) else None,
-        "same": same,
-        "speed_up": round(one.milliseconds / other.milliseconds, 2) if race_run else None,
-        "left": figures_of(one, same),
-        "right": figures_of(other, same),
+def say(
+    asked: Question,
+    names: Sequence[str],
+    agreed: Agreement,
+    found: Measurement,
+    scored: Mapping[str, float] | None,
+    words: Words = ENGLISH,
+) -> str:
+    """The result as HTML: who is faster, what is to be seen, how far the answers differ, and how good they are."""
+    told = [what(asked, words)]
+    if agreed.comparable:
+        lead = racing.race_sentence(names[0], names[1], found.ratio, words)
+        told += [agreed.sentence(words), racing.interval_sentence(found.ratio, words)]
+    else:
+        lead = agreed.sentence(words)
+    steps = series.steps_said(asked.series.step, words)
+    if scored is not None:
+        told.append(
+            words(
+                "Over the {known:.0f} {steps} known since, the central path is off by {central:,.1f} on average, the "
+                "last {season} {steps} again by {naive:,.1f}; the 90 % band holds {in_band:.0f} % of them.",
+                steps=steps,
+                season=asked.season,
+                **scored,
+            )  # fmt: skip
+        )
+    told += asked.series.notes
+    return racing.say(lead, html.escape(" ".join(filter(None, told)), quote=False))
+
+
+def what(asked: Question, words: Words = ENGLISH) -> str:
+    """What both columns show."""
+    label, steps = series.label_of(asked.net, words), series.steps_said(asked.series.step, words)
+    if asked.start:
+        return words(
+            "Both roll {label} on from {start} for {horizon} {steps}: the same net, the same noise.",
+            label=label, start=asked.start, horizon=asked.horizon, steps=steps,
+        )  # fmt: skip
+    return words(
+        "Both roll your {count:,} values on for {horizon} {steps}; the net knows {label} only, and reads them as such.",
+        count=len(asked.series.history), horizon=asked.horizon, steps=steps, label=label,
+    )  # fmt: skip
+
+
+def seen(asked: Question, column: Column, words: Words = ENGLISH) -> str:
+    """A drawing in words, for those who do not see it."""
+    central = paths_of(column)[0]
+    return words(
+        "Line chart, {runtime}: what was observed, then {horizon} {steps} of forecast. The central path starts at "
+        "{first:,.1f}, ends at {last:,.1f}, and lies between {low:,.1f} and {high:,.1f}.",
+        runtime=RUNTIMES[column.runtime].label, horizon=asked.horizon,
+        steps=series.steps_said(asked.series.step, words),
+        first=central[0], last=central[-1], low=central.min(), high=central.max(),
+    )  # fmt: skip
+
+
+def forecast(
+    source: str, start: int, text: str, table: Table | None, column: str | None, net: str, cell: str, horizon: int,
+    paths: int, seed: int, left: str, right: str, request: gr.Request | None = None,
+) -> tuple[str, str, str, str, str, dict[str, Any]]:  # fmt: skip
+    """One question to two runtimes → the sentence, left's latency and drawing, right's, as HTML, and all the numbers.
+
+    source: "sunspots", "electricity" or "uk-demand", cut before its start number `start`, of which there is one a month
+    or a day in the last fifth; or "pasted", the numbers in `text`, which the net of the series `net` reads; or "file",
+    a column of an uploaded one.
+    """
+    values = (source, start, text, table, column, net, cell, horizon, paths, seed)
+    return answered(QUICK, left, right, values, Words.of(request))
+
+
+def measured(
+    source: str, start: int, text: str, table: Table | None, column: str | None, net: str, cell: str, horizon: int,
+    paths: int, seed: int, left: str, right: str, request: gr.Request | None = None,
+) -> tuple[str, str, str, str, str, dict[str, Any]]:  # fmt: skip
+    """As `forecast`, with the time that a careful measurement takes."""
+    values = (source, start, text, table, column, net, cell, horizon, paths, seed)
+    return answered(CAREFUL, left, right, values, Words.of(request))
+
+
+def forecast_values(
+    values: list[float],
+    cell: str,
+    horizon: int = 132,
+    paths: int = 100,
+    seed: int = 0,
+    runtime: str = "onnxruntime",
+    series: str = "sunspots",
+) -> dict[str, Any]:
+    """Roll `values` (2 to 20,000; the net reads the last ones) on by `horizon` steps (1 to 600) in one runtime, by the
+    net of a cell ("rnn", "lstm", "gru") that was trained on a series ("sunspots", "electricity", "uk-demand") → the
+    central path and the bands of `paths` sampled ones (1 to 200), each a list of `horizon` numbers, and the
+    milliseconds of the model's call."""
+    with sentences():
+        one_of("runtime", runtime, racing.present("forecast"))
+        asked = ask(ENGLISH, PASTED, 0, values, None, None, series, cell, horizon, paths, seed)
+        given = answer(asked, [runtime], QUICK, ENGLISH).columns[runtime]
+    bands = np.quantile(paths_of(given)[1:].astype(float), chart.BANDS, axis=0)
+    names = ("q05", "q25", "q75", "q95")
+    told = {"cell": asked.cell, "series": series, "bands": dict(zip(names, bands.round(4).tolist(), strict=True))}
+    return figures_of(given) | told
+
+
+# --- the tab
+
+CSS = (
+    chart.CSS
+    + """
+#result { min-height: 8.5rem; }
+.preview { overflow-x: auto; }
+.preview .note, .starts { color: var(--body-text-color-subdued); font-size: 0.85rem; margin: 0 0 0.5rem; }
+.preview table { border-collapse: collapse; font-size: 0.85rem; width: 100%; }
+.preview th, .preview td { text-align: left; padding: 0.2rem 0.75rem 0.2rem 0 !important; white-space: nowrap;
+  border: 0 !important; border-bottom: 1px solid var(--border-color-primary) !important; }
+@media (max-width: 720px) { #result { min-height: 16rem; } .chart .plot { height: 14rem; } }
+"""
+)
+
+
+def choose(source: str, request: gr.Request | None = None) -> list[Any]:
+    """What a series has: the range of its starts, its usual horizon, and which inputs belong to it."""
+    with sentences():
+        one_of("series", source, (*series.offered(), PASTED, FILE))
+    own = source in (PASTED, FILE)
+    start = gr.update(visible=False)
+    horizon = gr.skip()
+    if not own:
+        first = series.opening(source)
+        start = gr.update(visible=True, maximum=len(series.starts(source)) - 1, value=first)
+        horizon = gr.update(value=SHIPPED[source].horizon)
+    said = gr.update(visible=not own, value="" if own else show_start(source, first, request))
+    return [start, said, gr.update(visible=source == PASTED), gr.update(visible=source == FILE), gr.update(visible=own),
+            horizon]  # fmt: skip
+
+
+def show_start(source: str, start: Any, request: gr.Request | None = None) -> str:
+    """The start's date as HTML."""
+    words = Words.of(request)
+    if source not in SHIPPED:
+        return ""
+    with sentences():
+        number = whole("start", start, 0, len(series.starts(source)) - 1)
+        date = series.start_said(source, number, words)
+    return f'<p class="starts" role="status">{words("Starts: {date}", date=date)}</p>'
+
+
+def take_file(path: str | None, request: gr.Request | None = None) -> tuple[Table, Any, str]:
+    """Read an upload → its table, the choice of its columns, and its first rows as HTML."""
+    words = Words.of(request)
+    with sentences():
+        table = own_series.read_upload(path, words)
+    names = list(table.columns)
+    return table, gr.update(choices=names, value=names[-1], visible=True), own_series.preview(table, words)
+
+
+def series_choices() -> list[tuple[Any, str]]:
+    """The series that are here, and the visitor's own."""
+    labels = {
+        "sunspots": fixed("Sunspots"),
+        "electricity": fixed("Electricity"),
+        "uk-demand": fixed("UK demand"),
     }
-
-
-def say(numbers: Mapping[str, Any]) -> str:
-    """The result as HTML: who is faster, how far the answers differ, and how good they are."""
-    apart = "not a number" if numbers["difference"] is None else f"{numbers['difference']:.1e}"
-    lead = f"The answers differ by {apart}, more than {TOLERANCE:.0e}: no speed is shown."
-    if numbers["same"]:
-        lead = racing.race_sentence(numbers["left"]["runtime"], numbers["right"]["runtime"], numbers["speed_up"])
-    detail = f"Both read the same noise; their paths differ by at most {apart} of the largest value."
-    if "score" in numbers:
-        detail += (
-            " Over the {known} of {horizon} months known since, the central path is off by {central:.1f} on average, "
-            "the last {season} months again by {naive:.1f}; the 90 % band holds {in_band:.0f} % of them."
-        ).format(**numbers, **numbers["score"])
-    return racing.say(lead, detail)
+    own = [(fixed("Own numbers"), PASTED), (fixed("Own file"), FILE)]
+    return [(labels[name], name) for name in series.offered()] + own
 
 
 def tab(page: gr.Blocks, here: gr.Tab) -> None:
     """The tab that rolls a series on, and its events."""
-    years = start_years()
+    choices = series_choices()
+    first = choices[0][1]
     result = gr.HTML(elem_id="result", elem_classes="result", min_height=84)
     with gr.Row():
         with gr.Column(min_width=320):
-            source = gr.Radio([SUNSPOTS, PASTED], value=SUNSPOTS, label="Series")
-            note = "The nets never saw these years in training."
-            start = gr.Slider(*years, OPENING_YEAR, step=1, label="Forecast starts in January of", info=note)
-            note = "Commas, blanks or new lines between them. The nets know sunspots only, and read it as such."
-            text = gr.Textbox(label="Values, oldest first", info=note, visible=False, lines=4, placeholder="12.5, 14 …")
+            source = gr.Radio(choices, value=first, label=fixed("Series"))
+            note = fixed("Months or days into the last fifth, which no net was trained on.")
+            start = gr.Slider(
+                0, len(series.starts(first)) - 1, series.opening(first), step=1, info=note,
+                label=fixed("Start of the forecast"),
+            )  # fmt: skip
+            date = gr.HTML(min_height=24)
+            note = fixed("Oldest first, with commas, blanks or new lines between them.")
+            text = gr.Textbox(label=fixed("Numbers"), info=note, visible=False, lines=4, placeholder="12.5, 14 …")
+            with gr.Group(visible=False) as upload:
+                file = gr.UploadButton(fixed("Upload a CSV or TSV"), file_types=[".csv", ".tsv", ".txt"], size="md")
+                table = gr.State(time_to_live=KEPT)
+                column = gr.Dropdown([], label=fixed("Column of numbers"), visible=False)
+                found = gr.HTML(padding=True)
         with gr.Column(min_width=320):
-            cell = gr.Radio(CELLS, value="GRU", label="Cell of the net")
-            horizon = gr.Slider(1, MAX_HORIZON, value=132, step=1, label="Horizon, steps ahead")
+            cell = gr.Radio(CELLS, value="GRU", label=fixed("Cell of the net"))
+            note = fixed("Each net knows one series only, and reads yours as such: choose what is most like it.")
+            net = gr.Dropdown(choices[:-2], value=first, label=fixed("Trained on"), info=note, visible=False)
+            horizon = gr.Slider(1, MAX_HORIZON, SHIPPED[first].horizon, step=1, label=fixed("Horizon, steps ahead"))
         with gr.Column(min_width=320):
-            paths = gr.Slider(1, MAX_PATHS, value=100, step=1, label="Sampled paths")
-            seed = gr.Number(value=0, precision=0, minimum=0, maximum=MAX_SEED, label="Seed of the noise")
-    go = gr.Button("Forecast", variant="primary", size="lg")
+            paths = gr.Slider(1, MAX_PATHS, value=100, step=1, label=fixed("Sampled paths"))
+            seed = gr.Number(value=0, precision=0, minimum=0, maximum=MAX_SEED, label=fixed("Seed of the noise"))
+    asked = contest.buttons(fixed("Forecast"))
     sides = []
-    for runtime, latency in racing.columns("forecast", height=72):
-        sides.append((runtime, latency, gr.Plot(show_label=False, container=False, format="png")))
-    with gr.Accordion("All the numbers", open=False):
-        numbers = gr.JSON(label="Result", show_label=False)
+    for runtime, latency in racing.columns("forecast", height=112):
+        sides.append((runtime, latency, gr.HTML(elem_classes="drawing", min_height=380)))
+    with gr.Accordion(fixed("All the numbers"), open=False):
+        numbers = gr.JSON(label=fixed("Result"), show_label=False)
 
-    source.change(
-        lambda chosen: [gr.update(visible=chosen == name) for name in (SUNSPOTS, PASTED)],
-        source, [start, text], queue=False, show_progress="hidden", api_visibility="private",
-    )  # fmt: skip
+    quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+    source.change(choose, source, [start, date, text, upload, net, horizon], **quiet)
+    start.change(show_start, [source, start], date, **quiet)
+    page.load(show_start, [source, start], date, **quiet)
+    file.upload(take_file, file, [table, column, found], show_progress="minimal", api_visibility="private")
+
     (left, *left_outputs), (right, *right_outputs) = sides
-    inputs = [source, start, text, cell, horizon, paths, seed, left, right]
+    question = [source, start, text, table, column, net, cell, horizon, paths, seed]
     outputs = [result, *left_outputs, *right_outputs, numbers]
-    go.click(forecast, inputs, outputs, api_name="forecast", **EVENT)
-    page.load(forecast, inputs, outputs, api_visibility="private", **EVENT)
+    asked.go.click(forecast, [*question, left, right], outputs, api_name="forecast", **EVENT)
+    page.load(forecast, [*question, left, right], outputs, api_visibility="private", **EVENT)
+    asked.measure.click(measured, [*question, left, right], outputs, api_visibility="private", **EVENT)
+    places = [(runtime, latency) for runtime, latency, _ in sides]
+    contest.offer(asked, "forecast", prepare, question, places, result, SHOWN)
     gr.api(forecast_values, api_name="forecast_values", **ALONE)

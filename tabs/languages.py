@@ -1,4 +1,4 @@
-"""The page in English and Chinese: the browser's first language that is either of them decides.
+"""The page in English and Chinese: the browser's first language decides.
 
 English is in the code, and is the key of its translation; the translations are in chinese/, a file for each module.
 What stands on the page from the start is translated in the browser, by gradio's own i18n (`fixed`); what a handler
@@ -7,6 +7,7 @@ says, on the server (`Words`). A test finds what is not translated, and what nob
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import json
@@ -38,8 +39,9 @@ def i18n() -> gr.I18n:
 
 
 def fixed(text: str) -> Any:
-    """A label, a note, a button's or a tab's name: what is on the page before anybody asks anything. Only whole texts
-    without braces: the browser takes them for places to fill in."""
+    """A label, a note, a placeholder, a choice, a button's or a tab's name: what is on the page before anybody asks
+    anything. Only whole texts without braces: the browser takes them for places to fill in. Within HTML and Markdown it
+    may stand among other text, but gradio translates one a component."""
     return gr.i18n.I18nData(text)
 
 
@@ -55,19 +57,16 @@ class Words:
 
     @classmethod
     def of(cls, request: gr.Request | None) -> Words:
-        """The language that the browser prefers, by its Accept-Language; English for a program that says nothing."""
+        """The browser's first language, by its Accept-Language, where it is one of them; else English. It is the one
+        that `fixed` goes by too: with the second, one page would speak two languages."""
         accepted = str(request.headers.get("accept-language", "")) if request is not None else ""
-        ranked = []
-        for place, part in enumerate(accepted.split(",")[:50]):
+        ranked = [("", 0.0)]
+        for part in accepted.split(",")[:50]:
             tag, _, weight = part.partition(";q=")
-            try:
-                ranked.append((-float(weight or 1), place, tag.strip().lower()))
-            except ValueError:
-                continue
-        for *_, tag in sorted(ranked):
-            if tag[:2] in ("en", "zh"):
-                return cls(tag[:2])
-        return cls()
+            with contextlib.suppress(ValueError):
+                ranked.append((tag.strip().lower(), float(weight or 1)))
+        first, _ = max(ranked, key=lambda entry: entry[1])
+        return cls("zh" if first[:2] == "zh" else "en")
 
 
 ENGLISH = Words()

@@ -303,13 +303,14 @@ def sentences() -> Iterator[None]:
         raise gr.Error(str(error), print_exception=False) from error
 
 
-def hardware() -> str:
-    """What the numbers come from: the processor, its cores, threads, versions."""
+def hardware(words: Callable[[str], Any] = ENGLISH) -> str:
+    """What the numbers come from: the processor, its cores, threads, versions. words: whose language; `fixed`, where
+    it stands on the page from the start."""
     model = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    counted = words("cores, 1 thread used" if cores > 1 else "core, 1 thread used")
     packages = [name for name in ("torch", "onnxruntime", "openvino") if importlib.util.find_spec(name)]
-    versions = [f"{package} {version(package)}" for package in packages]
-    return " · ".join([model, f"{cores} core{'s' * (cores > 1)}", f"{THREADS} thread used", *versions])
+    return " · ".join([model, f"{cores} {counted}", *(f"{package} {version(package)}" for package in packages)])

@@ -1,44 +1,68 @@
-"""The Sentiment tab: what a net thinks of texts, and how its opinion moves word by word. Pure functions first, then the
-tab and its events."""
+"""The Sentiment tab: what a net thinks of texts, and how its opinion moves word by word, in two runtimes side by side.
+Pure functions first, then the tab and its events; a visitor's own list of texts is in text_lists.py."""
 
 from __future__ import annotations
 
 import html
-import re
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gradio as gr
 import numpy as np
 
-from seqexport.errors import InputError
-from seqexport.text import WORDS, Vocabulary
-from tabs import racing
-from tabs.racing import ALONE, EVENT, TOLERANCE, Column, one_of, sentences
+from seqexport.errors import InputError, UnsupportedError
+from seqexport.text import Vocabulary
+from tabs import contest, opinions, racing, text_lists
+from tabs.contest import Agreement
+from tabs.languages import ENGLISH, Words, fixed
+from tabs.opinions import show_texts
+from tabs.racing import ALONE, CAREFUL, EVENT, QUICK, Column, Measurement, one_of, sentences
+from tabs.sentiment_nets import CELLS, MODELS, Net, about, net
+from tabs.text_lists import texts_said
 
-MODELS = {"English": "sentiment-en", "中文": "sentiment-zh"}
 MAX_TEXTS, MAX_LENGTH = 32, 5_000  # texts, characters of one
-SHADED, POINTS = 2_000, 300  # tokens of a column with a shade, points of a line: each costs the browser something
+OUTPUTS = ("probabilities", "running")
+# What the answers will need is kept free for them, so that nothing moves when they come.
+PLACES = """
+#sentiment-result { min-height: 108px; }
+#sentiment-sides .block.latency { min-height: 112px; }
+#sentiment-sides .block.opinions { min-height: 11.5rem; }
+#sentiment-about { min-height: 4rem; }
+@media (max-width: 860px) {
+  #sentiment-result { min-height: 180px; }
+  #sentiment-about { min-height: 5.5rem; }
+  #sentiment-sides .block.opinions { min-height: 13.5rem; }
+}
+@media (max-width: 560px) {
+  #sentiment-result { min-height: 250px; }
+  #sentiment-about { min-height: 11rem; }
+  #sentiment-sides .block.opinions { min-height: 18rem; }
+}
+"""
+CSS = opinions.CSS + text_lists.CSS + PLACES
 EXAMPLES = {
     "A turn": (
         "English",
+        "LSTM",
         "The first hour is slow and clumsy, and I nearly gave up, but then the story finds its feet, the actors come "
         "alive, and the ending is simply wonderful.",
     ),
     "Not bad at all": (
         "English",
+        "LSTM",
         "Not bad at all.\nNot good at all.\nI have seen worse, though not often.\nYou could do far worse than this!",
     ),
     "Mixed feelings": (
         "English",
+        "LSTM",
         "Beautiful pictures, a dull script, and one brilliant actor who deserves a better film.\n"
         "My children loved every minute; I looked at my watch three times.",
     ),
-    "转折": ("中文", "房间有点旧，早餐也很一般，不过服务员非常热情，位置又方便，下次还会再来。"),
-    "还不错": ("中文", "还不错。\n一点也不好。\n没有想象中那么差，但也谈不上好。"),
-    "有好有坏": ("中文", "书的内容很精彩，可惜印刷质量太差了。\n电脑速度快，屏幕漂亮，就是风扇有点吵。"),
+    "转折": ("中文", "LSTM", "房间有点旧，早餐也很一般，不过服务员非常热情，位置又方便，下次还会再来。"),
+    "还不错": ("中文", "LSTM", "还不错。\n一点也不好。\n没有想象中那么差，但也谈不上好。"),
+    "有好有坏": ("中文", "LSTM", "书的内容很精彩，可惜印刷质量太差了。\n电脑速度快，屏幕漂亮，就是风扇有点吵。"),
 }
-POSITIVE, NEGATIVE = "63,130,224", "201,120,42"  # red, green, blue of the leanings' backgrounds
 
 
 def split_lines(texts: str | Sequence[Any] | None) -> list[str]:
@@ -55,212 +79,231 @@ def split_lines(texts: str | Sequence[Any] | None) -> list[str]:
     return lines
 
 
-def about(language: str) -> tuple[str, Vocabulary, list[str]]:
-    """The model of a language, its vocabulary and its labels."""
-    model = MODELS[one_of("language", language, tuple(MODELS))]
-    preprocessing = racing.load_runtime(model, "classify", "onnxruntime").metadata["preprocessing"]
-    return model, Vocabulary.from_dict(preprocessing["vocabulary"]), preprocessing["labels"]
+def feeds_of(vocabulary: Vocabulary, texts: Sequence[str]) -> dict[str, np.ndarray]:
+    """What the net reads: tokens int64 [batch, time] and lengths int64 [batch]."""
+    tokens, lengths = vocabulary.encode_batch(texts)
+    return {"tokens": tokens, "lengths": lengths}
 
 
-def pieces(vocabulary: Vocabulary, text: str) -> list[tuple[str, bool, bool]]:
-    """The text cut into its tokens and what lies between them: (piece, whether it is a token, whether it is known)."""
-    if vocabulary.unit == "character":
-        return [(character, True, bool(vocabulary.encode(character)[0])) for character in text]
-    parts, end = [], 0
-    for match in re.finditer(WORDS, text):
-        if match.start() > end:
-            parts.append((text[end : match.start()], False, True))
-        parts.append((match[0], True, bool(vocabulary.encode(match[0])[0])))
-        end = match.end()
-    return [*parts, (text[end:], False, True)] if end < len(text) else parts
+def prepare(language: Any, cell: Any, text: Any) -> tuple[str, dict[str, np.ndarray]]:
+    """A question → the model and its feeds, for a race. Raises InputError for a bad question."""
+    chosen = net(language, cell)
+    return chosen.model, feeds_of(chosen.vocabulary, split_lines(text))
 
 
-def shaded(vocabulary: Vocabulary, text: str, positive: np.ndarray) -> str:
-    """The text as HTML, each token on the shade of the opinion after it; `positive` is its probability, (tokens,).
-
-    Where it has fewer values than the text has tokens, the others are plain.
-    """
-    shown, step = [], 0
-    for piece, is_token, known in pieces(vocabulary, text):
-        escaped = html.escape(piece)
-        if not is_token or step == len(positive):
-            shown.append(escaped)
-            continue
-        share = float(positive[step])
-        step += 1
-        colour = f"rgba({POSITIVE if share >= 0.5 else NEGATIVE},{0.1 + 1.1 * abs(share - 0.5):.2f})"
-        title = f"{100 * share:.0f} % positive" + ("" if known else ", a word the model does not know")
-        unknown = "" if known else ' class="unknown"'
-        shown.append(f'<span{unknown} style="background:{colour}" title="{title}">{escaped}</span>')
-    return "".join(shown)
-
-
-def sparkline(positive: np.ndarray) -> str:
-    """The probability of positive after each token (T,), as a small line; the middle is 50 %."""
-    xs = np.linspace(0, 100, min(max(2, len(positive)), POINTS))
-    values = positive[np.round(xs / 100 * (len(positive) - 1)).astype(int)]
-    points = " ".join(f"{x:.2f},{100 * (1 - value):.1f}" for x, value in zip(xs, values, strict=True))
-    label = f"Probability of positive, from {100 * positive[0]:.0f} % to {100 * positive[-1]:.0f} %"
-    return (
-        f'<svg class="spark" viewBox="0 -4 100 108" preserveAspectRatio="none" role="img" aria-label="{label}">'
-        '<line x1="0" y1="50" x2="100" y2="50"/>'
-        f'<polyline points="{points}"/></svg>'
-    )
-
-
-def show_texts(vocabulary: Vocabulary, labels: Sequence[str], texts: Sequence[str], column: Column) -> str:
-    """A column's answer as HTML: for each text its label, how the opinion moved, and the words in its shades."""
-    blocks, left = [], SHADED
-    for row, text in enumerate(texts):
-        probabilities = column.outputs["probabilities"][row]
-        best = int(probabilities.argmax())
-        tokens = len(vocabulary.encode(text))
-        positive = column.outputs["running"][row, :tokens, 1]
-        blocks.append(
-            f'<div class="opinion"><p class="label"><b>{html.escape(labels[best])}</b> '
-            f"{100 * probabilities[best]:.1f} %</p>{sparkline(positive)}"
-            f'<p class="words">{shaded(vocabulary, text, positive[:left])}</p></div>'
-        )
-        left = max(0, left - tokens)
-    return "".join(blocks)
+def measure(
+    chosen: Net, names: Sequence[str], feeds: Mapping[str, np.ndarray], seconds: float, words: Words = ENGLISH
+) -> Measurement:
+    """Each runtime's answer and times. Raises UnsupportedError for one that does not run the classifier as a whole."""
+    measured = racing.measure(chosen.model, "classify", names, feeds, seconds, words)
+    for name, column in measured.columns.items():
+        if "running" not in column.outputs:
+            raise UnsupportedError(
+                f"{racing.RUNTIMES[name].label} does not run the whole classifier here and gives no opinion after each "
+                "word: choose another runtime."
+            )
+    return measured
 
 
 def figures_of(column: Column, labels: Sequence[str], lengths: np.ndarray) -> dict[str, Any]:
-    """An answer's numbers for JSON."""
+    """An answer's numbers for JSON, which has no NaN: null stands for it."""
     probabilities, running = column.outputs["probabilities"], column.outputs["running"]
-    return {
-        "runtime": column.runtime,
+    rows = [row[:length, 1] for row, length in zip(running, lengths, strict=True)]
+    return column.figures | {
         "labels": [labels[best] for best in probabilities.argmax(-1)],
-        "probabilities": probabilities.astype(float).round(6).tolist(),
-        "running": [
-            row[:length, 1].astype(float).round(4).tolist() for row, length in zip(running, lengths, strict=True)
-        ],
-        "milliseconds": round(column.milliseconds, 3),
+        "probabilities": [_plain(row, 6) for row in probabilities],
+        "running": [_plain(row, 4) for row in rows],
         "texts_per_second": round(1000 * len(lengths) / column.milliseconds, 1),
-        "note": column.note,
     }
 
 
-def compare(one: Column, other: Column) -> dict[str, Any]:
-    """The greatest difference of a probability, whether that counts as the same, whether every label is the same, and
-    the speed-up, None where there is nothing to race."""
-    pairs = [(one.outputs[name], other.outputs[name]) for name in ("probabilities", "running")]
-    apart = float(np.max([np.abs(left - right).max() for left, right in pairs]))
-    choices = [column.outputs["probabilities"].argmax(-1) for column in (one, other)]
-    same = apart <= TOLERANCE  # written so that NaN is not the same
-    return {
-        "difference": apart,
-        "same": same,
-        "labels_agree": bool((choices[0] == choices[1]).all()),
-        "speed_up": one.milliseconds / other.milliseconds if same and one.runtime != other.runtime else None,
-    }
+def _plain(values: np.ndarray, digits: int) -> list[float | None]:
+    return [round(value, digits) if math.isfinite(value) else None for value in values.astype(float).tolist()]
 
 
-def say(
-    result: Mapping[str, Any], one: Column, other: Column, texts: int, tokens: int, unit: str, unknown: int = 0
+def labels_apart(one: Column, other: Column) -> int:
+    """Of how many texts the columns' labels differ; what is not a number is no label."""
+    pair = np.stack([column.outputs["probabilities"] for column in (one, other)])
+    choices, numbers = pair.argmax(-1), np.isfinite(pair).all((0, 2))
+    return int(((choices[0] != choices[1]) | ~numbers).sum())
+
+
+def details(
+    one: Column, other: Column, agreed: Agreement, feeds: Mapping[str, np.ndarray], unit: str, words: Words = ENGLISH
 ) -> str:
-    """The result as HTML: who is faster, how far the answers differ, and what the net does not know."""
-    lead = f"The answers differ by {result['difference']:.1e}, more than {TOLERANCE:.0e}: no speed is shown."
-    if result["same"]:
-        lead = racing.race_sentence(one.runtime, other.runtime, result["speed_up"])
-    agree = "All labels agree" if result["labels_agree"] else "Not all labels agree"
-    what = f"{texts} text{'s' * (texts > 1)} of {tokens:,} {unit}s"
-    detail = f"{agree}; the probabilities, after each of the {tokens:,} {unit}s too, differ by at most "
-    detail += f"{result['difference']:.1e}. Both read {what} in one batch"
-    if unknown:
-        detail += f", {unknown:,} unknown to the net"
-        detail += ": is this its language?" if 2 * unknown > tokens else "."
+    """What was compared and how far it is apart, and what the net does not know, in sentences."""
+    count, tokens = len(feeds["lengths"]), int(feeds["lengths"].sum())
+    unknown = tokens - int(np.count_nonzero(feeds["tokens"]))  # 0: the unknown token, and what follows a text's end
+    apart, texts = labels_apart(one, other), texts_said(count, words)
+    said = [
+        words("Labels differ for {count} of {texts}.", count=apart, texts=texts)
+        if apart
+        else words("All labels agree."),
+        words("The probabilities, those on the way too, differ by at most {said}.", said=agreed.said(words)),
+    ]
+    if not agreed.exact and one.runtime != other.runtime:
+        said.append(words("That is int8's rounding: its weights have 8 bits, which makes it another net."))
+    if unit == "character":
+        both = words(
+            "Both read {texts} of {tokens:,} characters in one batch.", texts=texts_said(count, words), tokens=tokens
+        )
     else:
-        detail += "."
-    return racing.say(lead, detail)
+        both = words(
+            "Both read {texts} of {tokens:,} words in one batch.", texts=texts_said(count, words), tokens=tokens
+        )
+    said.append(both)
+    if 2 * unknown > tokens:
+        said.append(words("The net does not know {unknown:,} of them: is this its language?", unknown=unknown))
+    elif unknown:
+        said.append(words("The net does not know {unknown:,} of them.", unknown=unknown))
+    return " ".join(said)
 
 
-def sentiment(language: str, text: str, left: str, right: str) -> tuple[str, str, str, str, str, dict[str, Any]]:
-    """One batch of texts to two runtimes → the sentence, left's latency and texts, right's, and all the numbers.
-    `text` has one text a line; `language` is "English" or "中文"."""
+def answer(
+    language: Any, cell: Any, text: Any, left: Any, right: Any, seconds: float = QUICK, words: Words = ENGLISH
+) -> tuple[str, str, str, str, str, str, dict[str, Any]]:
+    """One batch of texts to two runtimes, measured for so many seconds → the sentence, left's latency and texts,
+    right's, what is known of the net, and all the numbers."""
     with sentences():
         names = racing.chosen(left, right, "classify")
-        texts = split_lines(text)
-        model, vocabulary, labels = about(language)
-        tokens, lengths = vocabulary.encode_batch(texts)
-        columns = racing.measure(model, "classify", names, {"tokens": tokens, "lengths": lengths}).columns
-    one, other = (columns[name] for name in names)
-    result = compare(one, other)
-    sides = []
+        chosen, texts = net(language, cell), split_lines(text)
+        feeds = feeds_of(chosen.vocabulary, texts)
+        measured = measure(chosen, names, feeds, seconds, words)
+    one, other = (measured.columns[name] for name in names)
+    agreed = contest.agreement(names, one.outputs, other.outputs, OUTPUTS)
+    lead = agreed.sentence(words)
+    detail = details(one, other, agreed, feeds, chosen.vocabulary.unit, words)
+    if agreed.comparable:
+        lead = racing.race_sentence(names[0], names[1], measured.ratio, words)
+        if seconds >= CAREFUL:
+            detail = " ".join(filter(None, (racing.interval_sentence(measured.ratio, words), detail)))
+    shown = []
     for column in (one, other):
-        speed = f"{1000 * len(texts) / column.milliseconds:,.0f} texts/s; "
-        latency = racing.show_latency(column if result["same"] else None, speed)
-        sides += [latency, show_texts(vocabulary, labels, texts, column)]
-    numbers = result | {
+        speed = words("{speed:,.0f} texts/s; ", speed=1000 * len(texts) / column.milliseconds)
+        shown.append(racing.show_latency(column if agreed.comparable else None, speed, words))
+        shown.append(show_texts(chosen.vocabulary, chosen.labels, texts, column, words))
+    ratio = measured.ratio if agreed.comparable else None
+    numbers = agreed.to_dict() | {
+        "exact": agreed.exact,
+        "labels_agree": not labels_apart(one, other),
+        "speed_up": None if ratio is None else ratio.to_dict(),
         "language": language,
-        "left": figures_of(one, labels, lengths),
-        "right": figures_of(other, labels, lengths),
+        "cell": cell,
+        "left": figures_of(one, chosen.labels, feeds["lengths"]),
+        "right": figures_of(other, chosen.labels, feeds["lengths"]),
     }
-    count = int(lengths.sum())
-    unknown = count - int(np.count_nonzero(tokens))  # 0 is the unknown token, and what stands after a text's end
-    lead = say(result, one, other, len(texts), count, vocabulary.unit, unknown)
-    return lead, sides[0], sides[1], sides[2], sides[3], numbers
+    known = html.escape(about(chosen, words))
+    return racing.say(html.escape(lead), html.escape(detail)), shown[0], shown[1], shown[2], shown[3], known, numbers
 
 
-def sentiment_values(texts: list[str], language: str = "English", runtime: str = "onnxruntime") -> dict[str, Any]:
-    """Classify 1 to 32 texts in one runtime → their labels, probabilities [texts, 2], the probability of positive after
-    each token, and the milliseconds of the model's call for all of them."""
+def sentiment(
+    language: str, cell: str, text: str, left: str, right: str, request: gr.Request | None = None
+) -> tuple[str, str, str, str, str, str, dict[str, Any]]:
+    """Classify 1 to 32 texts, one a line, in two runtimes at the same batch → who is faster, left's latency and texts,
+    right's, how good the net is (all HTML), and all the numbers: labels, probabilities [texts, 2], the probability of
+    positive after each token, the greatest difference, and the times, taken in turns for half a second. `language` is
+    "English" or "中文"; `cell` is "LSTM", and for 中文 also "GRU" or "RNN"."""
+    return answer(language, cell, text, left, right, QUICK, Words.of(request))
+
+
+def sentiment_measured(
+    language: str, cell: str, text: str, left: str, right: str, request: gr.Request | None = None
+) -> tuple[str, str, str, str, str, str, dict[str, Any]]:
+    """`sentiment`, whose times are taken with care: for 6 seconds, or until the interval of the ratio is narrow."""
+    return answer(language, cell, text, left, right, CAREFUL, Words.of(request))
+
+
+def sentiment_values(
+    texts: list[str], language: str = "English", runtime: str = "onnxruntime", cell: str = "LSTM"
+) -> dict[str, Any]:
+    """Classify 1 to 32 texts in one runtime → their labels, probabilities [texts, 2] (of negative and positive), the
+    probability of positive after each token, and the milliseconds of the model's call for all of them. `language` is
+    "English" or "中文"; `cell` is "LSTM", and for 中文 also "GRU" or "RNN"."""
     with sentences():
         one_of("runtime", runtime, racing.present("classify"))
-        rows = split_lines(texts)
-        model, vocabulary, labels = about(language)
-        tokens, lengths = vocabulary.encode_batch(rows)
-        column = racing.measure(model, "classify", [runtime], {"tokens": tokens, "lengths": lengths}).columns[runtime]
-    return figures_of(column, labels, lengths) | {"language": language}
+        chosen, rows = net(language, cell), split_lines(texts)
+        feeds = feeds_of(chosen.vocabulary, rows)
+        column = measure(chosen, [runtime], feeds, QUICK).columns[runtime]
+    return figures_of(column, chosen.labels, feeds["lengths"]) | {"language": language, "cell": cell}
 
 
-CSS = """
-.opinion { border-top: 1px solid var(--border-color-primary); padding: 0.75rem 0; }
-.opinion .label { margin: 0; font-size: 1.1rem; }
-.opinion .words { margin: 0.25rem 0 0; line-height: 1.9; overflow-wrap: anywhere; white-space: pre-wrap; }
-.opinion .words span { border-radius: 2px; padding: 0.1em 0; }
-.opinion .unknown { text-decoration: underline dotted; text-underline-offset: 0.25em; }
-.spark { display: block; width: 100%; height: 2.5rem; margin: 0.35rem 0; overflow: visible; }
-.spark line { stroke: var(--body-text-color-subdued); stroke-width: 1; stroke-dasharray: 3 3; opacity: 0.6; }
-.spark polyline { fill: none; stroke: #3f82e0; stroke-width: 2; }
-.spark * { vector-effect: non-scaling-stroke; }
-.legend { color: var(--body-text-color-subdued); margin: 0; line-height: 1.5; }
-"""
+def cells_of(language: str, request: gr.Request | None = None) -> dict[str, Any]:
+    """Another language was chosen → the choice of its cell, with the reason where there is none."""
+    words = Words.of(request)
+    if language == "English":
+        note = words("The English net is there as an LSTM only.")
+        return gr.update(value="LSTM", interactive=False, info=note)
+    return gr.update(interactive=True, info=words("The same texts taught all three."))
 
 
 def tab(page: gr.Blocks, here: gr.Tab) -> None:
     """The tab that tells what texts think, and its events."""
-    for model in MODELS.values():
-        racing.require_model(model)
-    result = gr.HTML(elem_id="sentiment-result", elem_classes="result", min_height=84)
+    for cells in MODELS.values():
+        for model in cells.values():
+            racing.require_model(model)
+    result = gr.HTML(elem_id="sentiment-result", elem_classes="result")
     with gr.Row():
         with gr.Column(scale=1, min_width=320):
-            note = "The English net read reviews of films, the Chinese one opinions on hotels, books and computers."
-            language = gr.Radio(list(MODELS), value="English", label="Language of the net", info=note)
+            note = fixed(
+                "The English net read reviews of films, the Chinese ones opinions on hotels, books, computers."
+            )
+            language = gr.Radio(list(MODELS), value="English", label=fixed("Language of the net"), info=note)
+            note = fixed("The English net is there as an LSTM only.")
+            cell = gr.Radio(
+                CELLS,
+                value="LSTM",
+                label=fixed("Cell of the net"),
+                info=note,
+                interactive=False,
+                elem_id="sentiment-cell",
+            )
         with gr.Column(scale=2, min_width=320):
-            note = f"One text a line, at most {MAX_TEXTS} of {MAX_LENGTH:,} characters."
-            text = gr.Textbox(EXAMPLES["A turn"][1], label="Texts", info=note, lines=4, max_lines=12)
-    examples = gr.Examples([list(pair) for pair in EXAMPLES.values()], [language, text], example_labels=list(EXAMPLES))
-    go = gr.Button("Classify", variant="primary", size="lg")
-    gr.HTML(
-        '<p class="legend">The line is the probability of positive after each word (after each character in Chinese), '
-        "its middle 50 %. Words are shaded by it: blue leans positive, amber negative; point at one for its number. "
-        f"Dotted words are unknown to the net. Of long texts the first {SHADED:,} words are shaded.</p>"
+            note = fixed("One text a line, at most 32 of 5,000 characters.")
+            text = gr.Textbox(
+                EXAMPLES["A turn"][-1],
+                label=fixed("Texts"),
+                info=note,
+                lines=6,
+                max_lines=12,
+                elem_id="sentiment-texts",
+            )
+    examples = gr.Examples(
+        [list(row) for row in EXAMPLES.values()], [language, cell, text], example_labels=list(EXAMPLES),
+        label=fixed("Examples"),
+    )  # fmt: skip
+    asked = contest.buttons(fixed("Classify"))
+    legend = fixed(
+        "The line is the probability of positive after each word (after each character in Chinese), its middle 50 %. "
+        "Words are shaded by it: blue leans positive, amber negative; point at one for its number. Dotted words are "
+        "unknown to the net. Of long texts the first 2,000 words are shaded."
     )
+    gr.Markdown(legend, elem_id="sentiment-legend", elem_classes="legend")
     sides = []
-    for runtime, latency in racing.columns("classify", height=112):  # three lines of note
-        sides.append((runtime, latency, gr.HTML(elem_classes="opinions")))
-    with gr.Accordion("All the numbers", open=False):
-        numbers = gr.JSON(label="Result", show_label=False)
+    with gr.Column(elem_id="sentiment-sides"):
+        for runtime, latency in racing.columns("classify", height=112):  # three lines of note
+            sides.append((runtime, latency, gr.HTML(elem_classes="opinions")))
+    known = gr.HTML(elem_id="sentiment-about", elem_classes="legend")
+    with gr.Accordion(fixed("All the numbers"), open=False):
+        numbers = gr.JSON(label=fixed("Result"), show_label=False)
+    text_lists.section(language, cell)
 
     (left, *left_outputs), (right, *right_outputs) = sides
-    inputs = [language, text, left, right]
-    outputs = [result, *left_outputs, *right_outputs, numbers]
-    go.click(sentiment, inputs, outputs, api_name="sentiment", **EVENT)
+    question = [language, cell, text]
+    inputs = [*question, left, right]
+    outputs = [result, *left_outputs, *right_outputs, known, numbers]
+    asked.go.click(sentiment, inputs, outputs, api_name="sentiment", **EVENT)
+    asked.measure.click(sentiment_measured, inputs, outputs, api_visibility="private", **EVENT)
+    places = [(runtime, latency) for runtime, latency, _ in sides]
+    contest.offer(asked, "classify", prepare, question, places, result, OUTPUTS)
     examples.load_input_event.success(sentiment, inputs, outputs, api_visibility="private", **EVENT)
+    language.change(cells_of, language, cell, queue=False, show_progress="hidden", api_visibility="private")
     # The first answer is made when the tab is first looked at, and not while the page opens.
-    here.select(
-        lambda shown, *question: (gr.skip(),) * 6 if shown else sentiment(*question),
-        [result, *inputs], outputs, api_visibility="private", **EVENT,
-    )  # fmt: skip
+    here.select(first, [result, *inputs], outputs, api_visibility="private", **EVENT)
     gr.api(sentiment_values, api_name="sentiment_values", **ALONE)
+
+
+def first(
+    shown: str, language: str, cell: str, text: str, left: str, right: str, request: gr.Request | None = None
+) -> tuple[Any, ...]:
+    """`sentiment`, unless there is an answer already."""
+    return (gr.skip(),) * 7 if shown else sentiment(language, cell, text, left, right, request)

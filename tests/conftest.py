@@ -1,3 +1,5 @@
+import gc
+
 import numpy as np
 import pytest
 import torch
@@ -114,3 +116,27 @@ def exported_texts(tmp_path_factory):
     for path in paths.values():
         export(path)
     return paths
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Debian's Chromium, driven by Playwright."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    from visiting import ARGUMENTS, CHROMIUM
+
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def url():
+    """Where the demo is served, for the tests of a module."""
+    import demo
+
+    page = demo.build()
+    _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, **demo.launch_options())
+    yield url
+    page.close()
+    gc.collect()

@@ -16,7 +16,7 @@ import pytest
 
 pytest.importorskip("gradio")
 sync_api = pytest.importorskip("playwright.sync_api")
-from test_browser import ARGUMENTS, CHROMIUM, Visit, pytestmark  # noqa: E402, F401
+from visiting import MARKS, Visit  # noqa: E402
 
 import demo  # noqa: E402
 import seqexport  # noqa: E402
@@ -25,6 +25,7 @@ from seqexport.text import Vocabulary  # noqa: E402
 from tabs import webfiles  # noqa: E402
 from training import static_page  # noqa: E402
 
+pytestmark = MARKS
 EXPORTED = Path(demo.__file__).parent / "exported"
 WRITTEN = "#browser-text .written"
 
@@ -36,14 +37,6 @@ def brought() -> None:
         webfiles.onnxruntime_web()
     except FileError:
         assert webfiles.main() == 0
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator["sync_api.Browser"]:
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

@@ -231,6 +231,38 @@ def test_verdicts_follow_from_the_figures():
     assert found["Simple tasks"] == "–"  # none is in these results
 
 
+def test_claims_go_into_the_file_as_words_and_figures():
+    rows = cell_findings.claim_rows(results())
+    assert json.loads(json.dumps(rows, allow_nan=False)) == rows
+    assert rows[0] == {
+        "said": "Parameters: RNN fewest, GRU between, LSTM most",
+        "found": [{"text": "RNN {rnn}, GRU {gru}, LSTM {lstm}", "values": {"rnn": "100", "gru": "200", "lstm": "300"}}],
+        "holds": "yes",
+    }
+    table = cell_findings.claims_table(results())
+    for row in rows:
+        said = "; ".join(part["text"].format(**part["values"]) for part in row["found"])
+        assert f"| {row['said']} | {said} | {row['holds']} |" in table
+
+
+def test_what_is_published_is_the_page_the_pictures_and_the_file_with_its_claims(tmp_path, monkeypatch):
+    page, file = tmp_path / "cells.md", tmp_path / "cells.json"
+    blocks = cell_findings.blocks(results())
+    page.write_text("".join(f"<!-- measured: {name} -->\n<!-- end -->\n" for name in blocks))
+    for name, value in {"PAGE": page, "RESULTS": file, "tasks": dict, "describe_machine": lambda: "a machine"}.items():
+        monkeypatch.setattr(compare_cells, name, value)
+    made = results()
+    monkeypatch.setattr(compare_cells, "compared", lambda *_: made["quality"])
+    monkeypatch.setattr(compare_cells, "gradients", lambda *_: made["gradients"])
+    monkeypatch.setattr(compare_cells, "_costs", lambda _: iter(made["costs"]))
+    assert compare_cells.main(["--work", str(tmp_path / "work"), "--write"]) == 0
+    written = json.loads(file.read_text())
+    assert written["claims"] == cell_findings.claim_rows(made) and written["quality"] == made["quality"]
+    assert written["adding"] == {"task": "adding", "solved": memory.SOLVED, "uninformed": memory.UNINFORMED}
+    assert all(text in page.read_text() for text in blocks.values())
+    assert (tmp_path / "cells-times.svg").read_text().startswith("<svg")
+
+
 def test_a_difference_within_the_seeds_is_none():
     near = verdicts(results(gru=[2.0, 2.02, 2.01]))
     assert near["Complex tasks"] == "no"

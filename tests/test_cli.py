@@ -273,7 +273,7 @@ def test_help_says_what_there_is_and_needs_no_torch():
     code = f"import sys; from seqexport import cli; cli.main(['--help']); {show}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.splitlines()[-1] == "set()"
-    for command in ("", "verify", "inspect", "run", "deploy", "doctor"):
+    for command in ("", "verify", "inspect", "run", "deploy", "score", "doctor"):
         done = seqexport(*([command] if command else []), "--help")
         assert done.returncode == 0
         assert "example" in done.stdout

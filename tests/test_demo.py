@@ -14,8 +14,7 @@ import pytest
 import demo
 from seqexport.errors import FileError, InputError
 from seqexport.timing import Ratio
-from tabs import forecast, racing
-from tabs.racing import Column
+from tabs import forecast, racing, series
 
 ROOT = Path(demo.__file__).parent
 # Gradio leaves event loops and their sockets to the garbage collector.
@@ -25,17 +24,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:'future.no_silent_downcasting' is deprecated"),
     pytest.mark.filterwarnings("ignore:The copy keyword is deprecated"),
 ]
-QUESTION = {
-    "source": forecast.SUNSPOTS,
-    "start": 1976,
-    "text": "",
-    "cell": "GRU",
-    "horizon": 24,
-    "paths": 20,
-    "seed": 3,
-    "left": "torch",
-    "right": "onnxruntime",
-}
 SINES = [50 + 40 * float(np.sin(i / 20)) for i in range(500)]
 
 
@@ -46,49 +34,10 @@ def collect_loops() -> Iterator[None]:
     gc.collect()
 
 
-@pytest.mark.parametrize("text", ["1, 2.5, -3e1", "1 2.5\t-30", "1\n2.5\n-30\n", " 1;2.5 ,, -30 "])
-def test_parse_series_separators(text: str) -> None:
-    values = forecast.parse_series(text)
-    assert values.dtype == np.float32
-    np.testing.assert_array_equal(values, [1, 2.5, -30])
-
-
-@pytest.mark.parametrize(
-    ("text", "sentence"),
-    [
-        ("", "has the length 0; expected 2 to 20,000 values"),
-        ("7", "has the length 1; expected 2 to 20,000 values"),
-        ("1 " * 20_001, "has the length 20,001; expected 2 to 20,000 values"),
-        ("1, two, 3", "Value 2 of the series is “two”"),
-        ("1, nan", "Value 2 of the series is “nan”"),
-        ("inf 1", "Value 1 of the series is “inf”"),
-        ("1 2 3e9", "Value 3 of the series is “3e9”; expected a number of at most 1,000,000,000"),
-    ],
-)
-def test_parse_series_refuses(text: str, sentence: str) -> None:
-    with pytest.raises(InputError) as error:
-        forecast.parse_series(text)
-    assert sentence in str(error.value)
-
-
-def test_parse_series_takes_the_most() -> None:
-    assert len(forecast.parse_series("1 " * forecast.MAX_VALUES)) == forecast.MAX_VALUES
-
-
 @pytest.mark.parametrize("value", [0, 601, -1, 1.5, float("nan"), float("inf"), None, "12", True, [3]])
 def test_whole_refuses(value: object) -> None:
     with pytest.raises(InputError, match=r"^The horizon is .*; expected a whole number from 1 to 600\.$"):
         racing.whole("horizon", value, 1, 600)
-
-
-def test_noise_is_repeatable_and_first_path_central() -> None:
-    noise = forecast.draw_noise(50, 40, seed=1)
-    assert noise.shape == (1, 51, 40)
-    assert noise.dtype == np.float32
-    assert not noise[:, 0].any()
-    assert abs(noise[:, 1:].std() - 1) < 0.05
-    np.testing.assert_array_equal(noise, forecast.draw_noise(50, 40, seed=1))
-    assert (noise[:, 1:] != forecast.draw_noise(50, 40, seed=2)[:, 1:]).any()
 
 
 class Recorder:
@@ -157,35 +106,6 @@ def test_every_runtime_gives_torchs_answer(name: str, pipeline: str) -> None:
     assert found.keys() == expected.keys()
 
 
-def column(runtime: str, paths: np.ndarray, milliseconds: float) -> Column:
-    return Column(runtime, {"path": paths[None]}, milliseconds, "")
-
-
-@pytest.mark.parametrize(("offset", "same"), [(0.0, True), (0.009, True), (0.02, False), (float("nan"), False)])
-def test_no_speed_where_answers_differ(offset: float, same: bool) -> None:
-    paths = np.full((3, 4), 100, np.float32)
-    numbers = forecast.compare(column("torch", paths, 6.0), column("onnxruntime", paths + offset, 2.0))
-    assert numbers["same"] is same
-    assert numbers["speed_up"] == (3.0 if same else None)
-    text = forecast.say(numbers)
-    assert ("3.0 times as fast" in text) is same
-    assert "milliseconds" in numbers["left"] or not same
-    assert ("no speed is shown" in text) is not same
-
-
-@pytest.mark.parametrize(
-    ("left", "right", "sentence"),
-    [
-        (6.0, 2.0, "ONNX Runtime is 3.0 times as fast as torch."),
-        (2.0, 6.0, "ONNX Runtime takes 3.0 times as long as torch."),
-    ],
-)
-def test_sentence_of_the_result(left: float, right: float, sentence: str) -> None:
-    paths = np.ones((3, 4), np.float32)
-    numbers = forecast.compare(column("torch", paths, left), column("onnxruntime", paths, right))
-    assert sentence in forecast.say(numbers)
-
-
 def test_import_does_no_work() -> None:
     code = "import subprocess, sys; subprocess.run = subprocess.Popen = None; import demo; "  # which would fail
     code += "assert not {'torch', 'onnxruntime', 'matplotlib.pyplot'} & set(sys.modules), 'imported'"
@@ -195,110 +115,17 @@ def test_import_does_no_work() -> None:
 
 def test_missing_models_are_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(racing, "EXPORTED", tmp_path)
-    for cached in (forecast.sunspots, racing._load_runtime):
+    for cached in (series.shipped, series.starts, racing._load_runtime):
         cached.cache_clear()
     with pytest.raises(FileError, match=r"run python -m training\.publish\.$"):
-        forecast.sunspots()
+        series.shipped("sunspots")
     with pytest.raises(gr.Error, match=r"run python -m training\.publish\."):
-        forecast.forecast(**QUESTION)
+        forecast.forecast_values(SINES, "gru")
     assert any(
         "python -m training.publish" in str(block.value)
         for block in demo.build().blocks.values()
         if hasattr(block, "value")
     )
-
-
-@pytest.mark.parametrize("cell", forecast.CELLS)
-def test_forecast_gives_the_same_in_both_columns(cell: str) -> None:
-    lead, left, left_plot, right, right_plot, numbers = forecast.forecast(**QUESTION | {"cell": cell})
-    assert numbers["same"]
-    assert numbers["difference"] <= 1e-5
-    assert numbers["speed_up"] > 0
-    assert "times as" in lead
-    assert "oneDNN on" in left
-    assert "ms" in right
-    assert len(numbers["left"]["central"]) == 24
-    assert numbers["score"]["known"] == 24
-    for plot in (left_plot, right_plot):
-        (axes,) = plot.axes
-        labels = [text.get_text() for text in plot.legends[0].get_texts()]
-        assert labels == ["observed", "central path", "90 % of paths", "50 % of paths", "last 132 months again"]
-        assert axes.get_ylabel() == "sunspot number"
-    assert left_plot.axes[0].get_ylim() == right_plot.axes[0].get_ylim()
-
-
-def test_truth_follows_the_history() -> None:
-    months, values = forecast.sunspots()
-    series = forecast.cut_sunspots(1990, 24, 360)
-    start = months.index("1990-01")
-    np.testing.assert_array_equal(series.history, values[start - 360 : start])
-    np.testing.assert_array_equal(series.truth, values[start : start + 24])
-    assert series.times(360, 361)[0] == pytest.approx(1990)
-    assert len(forecast.cut_sunspots(forecast.start_years()[1], 600, 360).truth) < 600
-
-
-def test_start_years_lie_in_the_last_fifth() -> None:
-    months, _ = forecast.sunspots()
-    first, last = forecast.start_years()
-    assert first <= forecast.OPENING_YEAR <= last
-    assert months.index(f"{first}-01") >= 0.8 * len(months) > months.index(f"{first - 1}-01")
-
-
-def test_pasted_values_have_no_truth() -> None:
-    text = ", ".join(f"{value:.1f}" for value in SINES)
-    lead, *_, numbers = forecast.forecast(**QUESTION | {"source": forecast.PASTED, "text": text})
-    assert "score" not in numbers
-    assert "known since" not in lead
-    assert numbers["same"]
-
-
-@pytest.mark.parametrize("text", ["1 2", "0 0 0 0", "-5 -1000000000 1000000000", "7 " * forecast.MAX_VALUES])
-def test_unusual_series_are_answered(text: str) -> None:
-    assert forecast.forecast(**QUESTION | {"source": forecast.PASTED, "text": text})[-1]["same"]
-
-
-def test_largest_question_is_answered() -> None:
-    numbers = forecast.forecast(**QUESTION | {"horizon": forecast.MAX_HORIZON, "paths": forecast.MAX_PATHS})[-1]
-    assert len(numbers["right"]["central"]) == forecast.MAX_HORIZON
-
-
-def test_same_runtime_twice_is_no_race() -> None:
-    lead, *_, numbers = forecast.forecast(**QUESTION | {"right": "torch"})
-    assert numbers["speed_up"] is None
-    assert numbers["difference"] == 0
-    assert "Both columns run torch" in lead
-
-
-@pytest.mark.parametrize(
-    ("change", "sentence"),
-    [
-        ({"horizon": 0}, "The horizon is 0; expected a whole number from 1 to 600."),
-        ({"horizon": 100_000}, "The horizon is 100000; expected a whole number from 1 to 600."),
-        ({"paths": 1_000_000}, "The number of paths is 1000000; expected a whole number from 1 to 200."),
-        ({"seed": None}, "The seed is None; expected a whole number from 0 to"),
-        ({"seed": -1}, "The seed is -1; expected a whole number from 0 to"),
-        ({"start": 1700}, "The year of the start is 1700; expected a whole number from 1,958 to 2,009."),
-        ({"cell": "GRU2"}, "The cell is 'GRU2'; expected RNN, LSTM, GRU."),
-        ({"left": "../x"}, "The left runtime is '../x'; expected torch, "),
-        ({"source": "Moon"}, "The series is 'Moon'; expected Sunspots, Your own values."),
-        ({"source": forecast.PASTED, "text": "1 x"}, "Value 2 of the series is “x”"),
-        ({"source": forecast.PASTED, "text": None}, "The series has the length 0"),
-    ],
-)
-def test_bad_questions_get_a_sentence(change: dict, sentence: str) -> None:
-    with pytest.raises(gr.Error) as error:
-        forecast.forecast(**QUESTION | change)
-    assert error.value.message.startswith(sentence)
-
-
-@pytest.mark.parametrize("runtime", racing.present("forecast"))
-def test_forecast_values(runtime: str) -> None:
-    answer = forecast.forecast_values(SINES, "lstm", horizon=30, paths=40, seed=5, runtime=runtime)
-    bands = answer["bands"]
-    assert len(answer["central"]) == 30
-    assert list(bands) == ["q05", "q25", "q75", "q95"]
-    assert all(low <= high for low, high in zip(bands["q05"], bands["q95"], strict=True))
-    assert answer["milliseconds"] > 0
 
 
 def test_through_a_client() -> None:
@@ -317,18 +144,40 @@ def test_through_a_client() -> None:
         ):
             with pytest.raises(Exception, match=sentence):
                 client.predict(*bad, 10, 0, "torch", api_name="/forecast_values")
-        lead, _, plot, *_, numbers = client.predict(**QUESTION, api_name="/forecast")
+        assert (
+            len(client.predict(SINES, "gru", horizon=3, series="uk-demand", api_name="/forecast_values")["central"])
+            == 3
+        )
+        lead, _, plot, *_, numbers = client.predict(start=24, horizon=24, source="electricity", api_name="/forecast")
         assert "times as" in lead
-        assert plot["plot"].startswith("data:image/png;base64,")
+        assert "<svg" in plot
         assert numbers["same"]
+        assert numbers["start"] == "20 Jun 2014, 00:00"
         with pytest.raises(Exception, match="The horizon is 100000; expected a whole number from 1 to 600"):
-            client.predict(**QUESTION | {"horizon": 100_000}, api_name="/forecast")
+            client.predict(horizon=100_000, api_name="/forecast")
+        described = client.view_api(return_format="dict")["named_endpoints"]
+        assert {"/forecast", "/forecast_values"} <= set(described)
+        assert not {"/measured", "/take_file", "/stream", "/begin", "/choose"} & set(described)
+        assert "2 to 20,000" in described["/forecast_values"]["description"]
         texts = (["A fine film.", "dull"], "English")
         one, two = (client.predict(*texts, name, api_name="/sentiment_values") for name in ("torch", "onnxruntime"))
         assert one["labels"] == two["labels"]
         np.testing.assert_allclose(one["probabilities"], two["probabilities"], atol=1e-5)
         with pytest.raises(Exception, match="There are 0 texts; expected 1 to 32"):
             client.predict([], "English", "torch", api_name="/sentiment_values")
+        listed = client.predict(["还不错。", ""], "中文", "GRU", api_name="/sentiment_list")
+        assert listed["labels"][1] is None
+        one = client.predict(["还不错。"], "中文", "onnxruntime", "GRU", api_name="/sentiment_values")
+        np.testing.assert_allclose(listed["probabilities"][0], one["probabilities"][0], atol=1e-5)
+        with pytest.raises(Exception, match="There are 10,001 texts; expected 1 to 10,000"):
+            client.predict(["x"] * 10_001, "English", "LSTM", api_name="/sentiment_list")
+        described = client.view_api(return_format="dict")["named_endpoints"]
+        assert {"/sentiment", "/sentiment_values", "/sentiment_list"} <= set(described)
+        taken = {
+            one["parameter_name"]: one["python_type"]["type"] for one in described["/sentiment_list"]["parameters"]
+        }
+        assert list(taken) == ["texts", "language", "cell"]
+        assert taken["texts"] == "list[str]"
         asked = ("ROMEO\n", "Shakespeare (English)", 50, 0.8, 0, 1.0, 1)
         one, two = (client.predict(*asked, name, api_name="/characters_values") for name in ("torch", "onnxruntime"))
         assert one["text"] == two["text"]

@@ -48,12 +48,15 @@ def test_translations_fill_in_the_same_places(path):
         ("en-US,en;q=0.9,zh;q=0.8", "en"),
         ("de,zh;q=0.3,en;q=0.5", "en"),
         ("zh-TW", "zh"),
+        ("de,zh;q=0.9", "en"),
+        ("en;q=0.2,zh-CN;q=0.7", "zh"),
+        ("zh;q=nan,en", "en"),
         ("de", "en"),
         ("", "en"),
         (";q=x,,;q=", "en"),
     ],
 )
-def test_the_browsers_first_language_that_is_known_decides(accepted, language):
+def test_the_browsers_first_language_decides(accepted, language):
     assert Words.of(SimpleNamespace(headers={"accept-language": accepted})).language == language
 
 

@@ -28,6 +28,12 @@ ORDER = (
     "streaming",
     "batching",
     "peers",
+    "orders",
+    "tabular",
+    "outputs",
+    "scoring",
+    "jobs",
+    "engines",
     "reports",
     "verification",
     "metrics",
@@ -62,6 +68,7 @@ ORDER = (
     "facts",
     "diagnosis",
     "terminal",
+    "arguments",
     "cli",
     "__main__",
 )
@@ -114,7 +121,7 @@ def test_the_package_reaches_neither_up_to_training_nor_to_the_demo():
 def test_files_stay_readable():
     lengths = {path.name: len(path.read_text().splitlines()) for path in (ROOT / "seqexport").glob("*.py")}
     assert max(lengths.values()) < 600
-    assert sum(lengths.values()) < 15_500
+    assert sum(lengths.values()) < 16_500
 
 
 def test_importing_the_package_imports_neither_torch_nor_onnxruntime():

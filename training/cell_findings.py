@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -113,19 +113,49 @@ def costs_table(costs: Sequence[Row]) -> str:
 def claims_table(results: Mapping[str, Any]) -> str:
     """Each claim that is repeated about the cells, what was found, and whether it holds."""
     lines = ["| it is said | it was found | holds |", "|---|---|---|"]
-    lines += [f"| {said} | {found} | {holds} |" for said, found, holds in claims(results)]
+    for claim in claims(results):
+        found = "; ".join(text.format(**values) for text, values in claim.found)
+        lines.append(f"| {claim.said} | {found} | {claim.holds} |")
     return "\n".join(lines)
 
 
-def claims(results: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """(what is said, what was found, yes, no, partly, or – where it was not measured), in the tutorials' order."""
+Found = tuple[tuple[str, Mapping[str, Any]], ...]
+
+
+class Claim(NamedTuple):
+    """What is said, what was found, and whether it holds: yes, no, partly, or – where it was not measured. found: words
+    with places, and the figures that go there, so that the words can be said in another language too."""
+
+    said: str
+    found: Found
+    holds: str
+
+
+def claim_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The claims as plain JSON types, as they stand in exported/cells.json."""
+    return [
+        {
+            "said": claim.said,
+            "found": [{"text": text, "values": dict(values)} for text, values in claim.found],
+            "holds": claim.holds,
+        }
+        for claim in claims(results)
+    ]
+
+
+NOT_MEASURED: Found = (("not measured", {}),)
+EACH = "RNN {rnn}, GRU {gru}, LSTM {lstm}"
+
+
+def claims(results: Mapping[str, Any]) -> Iterator[Claim]:
+    """Each claim, in the tutorials' order."""
     tasks, costs = _by_task(results["quality"]), _usual(results["costs"])
-    yield _ordered("Parameters: RNN fewest, GRU between, LSTM most", costs, lambda row: row["parameters"], "{:,}")
+    yield _ordered("Parameters: RNN fewest, GRU between, LSTM most", costs, lambda row: row["parameters"])
     yield _ordered(
         "Computation: RNN least, GRU between, LSTM most",
         costs,
         lambda row: row["multiply_adds"],
-        "{:,} multiply-adds a step",
+        found=f"multiply-adds a step: {EACH}",
     )
     yield _long_sequences(tasks)
     yield _between("Complex tasks: LSTM slightly ahead of GRU", tasks, ("opinions", "characters"), better="lstm")
@@ -136,39 +166,42 @@ def claims(results: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         "Memory: RNN least, GRU between, LSTM most (training, 100 steps)",
         costs,
         lambda row: list(row["training_memory"].values())[0],
-        "{}",
         _bytes,
     )
-    yield _ordered("The same, of the state that a stream keeps", costs, lambda row: row["state_bytes"], "{}", _bytes)
+    yield _ordered("The same, of the state that a stream keeps", costs, lambda row: row["state_bytes"], _bytes)
     yield _real_time(costs)
     yield _between("Few data: GRU ahead of LSTM (three thousand months)", tasks, ("sunspots",), better="gru")
 
 
 def _ordered(
-    said: str, costs: Mapping[str, Row], of: Callable[[Row], Any], form: str, told: Callable[[Any], Any] = lambda x: x
-) -> tuple[str, str, str]:
+    said: str,
+    costs: Mapping[str, Row],
+    of: Callable[[Row], Any],
+    told: Callable[[Any], str] = "{:,}".format,
+    found: str = EACH,
+) -> Claim:
     """Whether a cost rises from RNN over GRU to LSTM, at the same hidden size."""
-    values = [of(costs[cell]) for cell in CELLS]
-    if any(value is None for value in values):
-        return said, "not measured on this system", "–"
-    rises = [b > a * (1 + NEAR) for a, b in pairwise(of(costs[cell]) for cell in ("rnn", "gru", "lstm"))]
-    found = ", ".join(f"{cell.upper()} {form.format(told(of(costs[cell])))}" for cell in ("rnn", "gru", "lstm"))
-    return said, found, _verdict(rises)
+    values = {cell: of(costs[cell]) for cell in ("rnn", "gru", "lstm")}
+    if any(value is None for value in values.values()):
+        return Claim(said, NOT_MEASURED, "–")
+    rises = [b > a * (1 + NEAR) for a, b in pairwise(values.values())]
+    return Claim(said, ((found, {cell: told(value) for cell, value in values.items()}),), _verdict(rises))
 
 
-def _order_of_training(costs: Mapping[str, Row]) -> tuple[str, str, str]:
+def _order_of_training(costs: Mapping[str, Row]) -> Claim:
     order = sorted(CELLS, key=lambda cell: costs[cell]["training_step"])
     found = ", ".join(f"{cell.upper()} {duration(costs[cell]['training_step'])}" for cell in order)
     steps = [costs[cell]["training_step"] for cell in ("gru", "lstm", "rnn")]
     holds = _verdict([b > a * (1 + NEAR) for a, b in pairwise(steps)])
-    return "Speed of training: GRU fastest, then LSTM, then RNN", f"a step, fastest first: {found}", holds
+    said = "Speed of training: GRU fastest, then LSTM, then RNN"
+    return Claim(said, (("a step, fastest first: {order}", {"order": found}),), holds)
 
 
-def _long_sequences(tasks: Mapping[str, Mapping[tuple[str, str], Row]]) -> tuple[str, str, str]:
+def _long_sequences(tasks: Mapping[str, Mapping[tuple[str, str], Row]]) -> Claim:
     said = "Long sequences: LSTM and GRU ahead of RNN"
     found = tasks.get(ADDING)
     if found is None:
-        return said, "not measured", "–"
+        return Claim(said, NOT_MEASURED, "–")
     reach = {
         cell: max(
             (int(length) for length in _lengths(found) if np.median(_errors(found[cell, HIDDEN], length)) < SOLVED),
@@ -176,45 +209,48 @@ def _long_sequences(tasks: Mapping[str, Mapping[tuple[str, str], Row]]) -> tuple
         )
         for cell in CELLS
     }
-    told = ", ".join(f"{cell.upper()} {reach[cell]:,}" for cell in CELLS)
+    text = f"longest adding problem that most seeds solved, in steps: {EACH}"
+    told: dict[str, Any] = {cell: f"{length:,}" for cell, length in reach.items()}
     holds = _verdict([reach["lstm"] > reach["rnn"], reach["gru"] > reach["rnn"]])
-    return said, f"longest adding problem that most seeds solved, in steps: {told}", holds
+    return Claim(said, ((text, told),), holds)
 
 
 def _between(
     said: str, tasks: Mapping[str, Mapping[tuple[str, str], Row]], names: Sequence[str], better: str | None
-) -> tuple[str, str, str]:
+) -> Claim:
     """LSTM against GRU at one hidden size on some tasks: which is ahead by more than seeds differ, or neither."""
     told, held = [], []
     for name in (name for name in names if name in tasks):
         ahead = _ahead(tasks[name]["lstm", HIDDEN], tasks[name]["gru", HIDDEN])
         winner = {1: "lstm", -1: "gru", 0: None}[ahead]
-        one, other = (_figures(tasks[name][cell, HIDDEN]) for cell in ("lstm", "gru"))
-        told.append(f"{name}: LSTM {one}, GRU {other}{'' if winner else ', no clear difference'}")
+        text = "{task}: LSTM {lstm}, GRU {gru}"
+        figures = {cell: _figures(tasks[name][cell, HIDDEN]) for cell in ("lstm", "gru")}
+        told.append((text if winner else f"{text}, no clear difference", {"task": name, **figures}))
         held.append(winner == better or (better is None and winner == "gru"))
-    return said, "; ".join(told) or "not measured", _verdict(held)
+    return Claim(said, tuple(told) or NOT_MEASURED, _verdict(held))
 
 
-def _efficiency(tasks: Mapping[str, Mapping[tuple[str, str], Row]]) -> tuple[str, str, str]:
+def _efficiency(tasks: Mapping[str, Mapping[tuple[str, str], Row]]) -> Claim:
     said = "What parameters are worth: GRU ahead of LSTM, LSTM ahead of RNN"
     wins = {pair: [0, 0, 0] for pair in (("gru", "lstm"), ("lstm", "rnn"))}
     for found in tasks.values():
         of = {"lstm": found["lstm", HIDDEN], "gru": found["gru", PARAMETERS], "rnn": found["rnn", PARAMETERS]}
         for one, other in wins:
             wins[one, other][1 - _ahead(of[one], of[other])] += 1
-    told = "; ".join(
-        f"{one.upper()} clearly ahead of {other.upper()} on {won} of {len(tasks)} tasks, behind on {lost}"
+    text = "at equal parameters, {one} clearly ahead of {other} on {won} of {tasks} tasks, behind on {lost}"
+    told = tuple(
+        (text, {"one": one.upper(), "other": other.upper(), "won": won, "tasks": len(tasks), "lost": lost})
         for (one, other), (won, _, lost) in wins.items()
     )
-    return said, f"at equal parameters: {told}", _verdict([won > len(tasks) / 2 for won, _, _ in wins.values()])
+    return Claim(said, told, _verdict([won > len(tasks) / 2 for won, _, _ in wins.values()]))
 
 
-def _real_time(costs: Mapping[str, Row]) -> tuple[str, str, str]:
+def _real_time(costs: Mapping[str, Row]) -> Claim:
     said = "Real time and few resources: RNN"
     steps = {cell: costs[cell]["inference"]["a step"]["onnxruntime"] for cell in CELLS}
-    found = ", ".join(f"{cell.upper()} {duration(steps[cell])}" for cell in ("rnn", "gru", "lstm"))
+    told: dict[str, Any] = {cell: duration(taken) for cell, taken in steps.items()}
     faster = [steps["rnn"] * (1 + NEAR) < steps[cell] for cell in ("gru", "lstm")]
-    return said, f"a single step in onnxruntime: {found}", _verdict(faster)
+    return Claim(said, ((f"a single step in onnxruntime: {EACH}", told),), _verdict(faster))
 
 
 def _verdict(parts: Sequence[bool]) -> str:

@@ -285,6 +285,15 @@ def gradients(trainings: Trainings, rows: Sequence[Mapping[str, Any]]) -> list[d
     return found
 
 
+def finished(
+    quality: list[dict[str, Any]], costs: list[dict[str, Any]], reach: list[dict[str, Any]], machine: str
+) -> dict[str, Any]:
+    """What exported/cells.json holds: what was measured, and the claims with what follows from it for each."""
+    adding = {"task": cell_findings.ADDING, "solved": memory.SOLVED, "uninformed": memory.UNINFORMED}
+    measured = {"quality": quality, "costs": costs, "gradients": reach, "machine": machine, "adding": adding}
+    return {"claims": cell_findings.claim_rows(measured), **measured}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     parser = Parser(prog="python -m training.compare_cells", description=str(__doc__).partition("\n")[0])
@@ -307,12 +316,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         known = {name: task for name, task in known.items() if not options.task or name in options.task}
         trainings = Trainings(known, options.work, options.jobs)
         rows = compared(trainings, known)
-        results = {
-            "quality": rows,
-            "costs": list(_costs(options.seconds)),
-            "gradients": gradients(trainings, rows),
-            "machine": str(describe_machine()),
-        }
+        costs = list(_costs(options.seconds))
+        results = finished(rows, costs, gradients(trainings, rows), str(describe_machine()))
         for name, text in cell_findings.blocks(results).items():
             print(f"\n{text}")
             if options.write:

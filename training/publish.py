@@ -25,7 +25,7 @@ from typing import Any
 
 from seqexport.checkpoint import read_checkpoint
 from seqexport.deployment import results_table, write_model_card
-from seqexport.errors import FileError, SeqExportError
+from seqexport.errors import FileError, SeqExportError, UnsupportedError
 from seqexport.exporter import export
 from seqexport.files import replace_file
 from seqexport.reports import Report
@@ -40,6 +40,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SUNSPOTS_SEEDS: Mapping[Cell, int] = {"gru": 1, "lstm": 2, "rnn": 1}
 
 
+# What says that a series' numbers may be given on. Taylor made his public, and packages under MIT hold them.
+GIVEN_ON = ("public domain", "CC BY 4.0", "none stated; given by J. W. Taylor, cite Taylor 2003")
 THREADS = 1  # another number gives other weights
 SUFFIXES: Mapping[Cell, str] = {"lstm": "", "gru": "-gru", "rnn": "-rnn"}
 
@@ -140,17 +142,38 @@ def tables(folder: Path) -> str:
     return "\n\n".join(f"**{data}**\n\n{results_table(models)}" for data, models in groups.items())
 
 
-def write_series(path: Path) -> None:
-    """The whole series as month,sunspots: the demo's history and its truth. The data are in the public domain."""
-    series = datasets.load("sunspots")
-    first_year, first_month = map(int, str(series.start).split("-"))
+def write_series(path: Path, name: str, before: int | None = None) -> None:
+    """A series as a CSV of times and values, for the demo: its test part, which no net was trained on, and the `before`
+    values before it, which the nets read; the whole series without `before`.
+
+    Raises UnsupportedError where nothing says that its numbers may be given on.
+    """
+    series = datasets.load(name)
+    if series.licence not in GIVEN_ON:
+        raise UnsupportedError(
+            f"The licence of {name} is {series.licence!r}; expected one of {', '.join(GIVEN_ON)}: its numbers are not "
+            "given on."
+        )
+    first = 0 if before is None else max(0, series.parts["test"].start - before)
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["month", "sunspots"])
-    for index, value in enumerate(series.values):
-        year, month = divmod(first_month - 1 + index, 12)
-        rows.writerow([f"{first_year + year}-{month + 1:02d}", f"{value:g}"])
+    rows.writerow([series.step, series.name])
+    rows.writerows(
+        (str(time), f"{value:.9g}") for time, value in zip(series.labels[first:], series.values[first:], strict=True)
+    )
     replace_file(path, text.getvalue().encode())
+
+
+def write_shown_series(folder: Path) -> None:
+    """The series of the demo's forecasts. Sunspots as a whole, as the command line's examples read them."""
+    write_series(folder / "sunspots.csv", "sunspots")
+    for name in ("electricity", "uk-demand"):
+        read = max(
+            int(read_checkpoint(folder / model.name / "checkpoint.pt").preprocessing["context"])
+            for model in MODELS
+            if model.data == name
+        )
+        write_series(folder / f"{name}.csv", name, max(read, 2 * datasets.load(name).season))
 
 
 def write_block(path: Path, name: str, text: str) -> None:
@@ -177,10 +200,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with contextlib.chdir(ROOT):  # so that the paths in the reports are relative to the project
             exported = Path("exported")
             exported.mkdir(exist_ok=True)
-            write_series(exported / "sunspots.csv")
             for model in MODELS:
                 if options.only in (None, model.name):
                     publish(exported / model.name, model, options.keep_weights)
+            write_shown_series(exported)
             table = tables(exported)
             write_block(Path("README.md"), "models", table)
     except SeqExportError as error:
