@@ -124,7 +124,7 @@ def opening(offers: Any, left: str, right: str, *question: Any, words: Words = E
 
 def begin(playback: Any, *question: Any, words: Words = ENGLISH) -> tuple[Any, ...]:
     """Check the question before the columns start → the notes, two empty records, the browser's job (None where it
-    can have none), and the buttons' new state."""
+    can have none) and what is offered to it, and the buttons' new state."""
     with sentences():
         factor = number("playback", playback, PLAYBACK[0], PLAYBACK[-1])
         folder, _, feeds, notes = ask(*question)
@@ -132,7 +132,7 @@ def begin(playback: Any, *question: Any, words: Words = ENGLISH) -> tuple[Any, .
         words("Writing …"), html.escape(" ".join(notes)) or words("All columns read the same random numbers.")
     )
     job = browser.job(folder, str(question[1]), feeds, words, factor)
-    return lead, None, None, job, *buttons(busy=True)
+    return lead, None, None, job, browser.offers(MODELS, words), *buttons(busy=True)
 
 
 def own_job(*question: Any, words: Words = ENGLISH) -> dict[str, Any] | None:
@@ -385,7 +385,19 @@ def tab(page: gr.Blocks, here: gr.Tab) -> None:
     controls = [go, stop, measure]
     quiet: dict[str, Any] = {"preprocess": False, "show_progress": "hidden", "api_visibility": "private"}
 
-    start = go.click(spoken(begin), [playback, *question], [result, *records, own.job, *controls], **quiet)
+    # The first texts are written when the tab is first looked at, and not while the page opens.
+    opened = here.select(
+        spoken(opening), [own.offers, *runtimes, *question], [result, *texts, own.offers],
+        api_visibility="private", **EVENT,
+    )  # fmt: skip
+    # A race does not wait for them, and they must not come over what it has written.
+    start = go.click(
+        spoken(begin),
+        [playback, *question],
+        [result, *records, own.job, own.offers, *controls],
+        cancels=opened,
+        **quiet,
+    )
     streams = [
         start.success(
             spoken(functools.partial(stream, side)),
@@ -421,9 +433,4 @@ def tab(page: gr.Blocks, here: gr.Tab) -> None:
         relabel = quiet | {"js": browser.script("label")}
         model.change(None, [model, own.offers], own.button, **relabel)
         own.offers.change(None, [model, own.offers], own.button, **relabel)
-    # The first texts are written when the tab is first looked at, and not while the page opens.
-    here.select(
-        spoken(opening), [own.offers, *runtimes, *question], [result, *texts, own.offers],
-        api_visibility="private", **EVENT,
-    )  # fmt: skip
     gr.api(characters_values, api_name="characters_values", **ALONE)
