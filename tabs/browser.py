@@ -161,7 +161,7 @@ def script(function: str) -> str:
 
 CSS = """
 #browser-choice { border: 1px solid var(--border-color-primary); border-radius: var(--block-radius); gap: 0.6rem;
-  padding: var(--block-padding); }
+  padding: var(--block-padding); background: var(--block-background-fill); }
 #browser-choice .prose p { font-size: var(--block-title-text-size); color: var(--block-title-text-color); margin: 0; }
 #browser-speed { font-size: 0.85rem; line-height: 1.4; color: var(--body-text-color-subdued); }
 #browser-speed .ms { color: var(--body-text-color); }
@@ -193,7 +193,7 @@ def column(height: int) -> Place:
                 button = gr.Button(fixed("Run it in your browser too"), visible=there, size="md")
             with gr.Column(min_width=190):
                 gr.HTML(note if there else nothing, elem_id="browser-speed", elem_classes="latency", min_height=height)
-        gr.HTML('<pre class="written"></pre>', elem_id="browser-text", elem_classes="column")
+        gr.HTML('<pre class="written"></pre>', elem_id="browser-text", elem_classes="column", visible=there)
         verdict = gr.HTML(elem_id="browser-verdict", elem_classes="latency", min_height=24)
         job, own, offered = (gr.JSON(visible=False) for _ in range(3))
     return Place(button, verdict, job, own, offered, there)

@@ -26,7 +26,7 @@ PROMPTS = {"Shakespeare (English)": "ROMEO\n", "三国演义 (中文)": "却说�
 PLAYBACK = (1, 5, 20)  # how many times slower than it is a text is shown
 MAX_CHARACTERS, MAX_PROMPT, MAX_TEMPERATURE, MAX_TOP_K = 2_000, 5_000, 2.0, 10_000
 OPENING = 300  # characters of the texts that the tab opens on
-MEASURED = 500  # characters of a measurement
+MEASURED = 100  # characters of a measurement: more take seconds in a slow runtime, and then there are too few calls
 CHUNK = 8  # characters at least in a call, so that what is timed is the writing and not the calling
 
 Question = tuple[str, str, int, float, int, float, int]  # model, prompt, length, temperature, top_k, top_p, seed
