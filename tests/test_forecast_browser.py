@@ -10,7 +10,7 @@ pytest.importorskip("gradio")
 sync_api = pytest.importorskip("playwright.sync_api")
 from visiting import FIGURES, MARKS, TWO_FIGURES, Visit  # noqa: E402
 
-pytestmark = MARKS
+pytestmark = [*MARKS, pytest.mark.usefixtures("demand")]
 RESULT = "#result"
 ANSWERS = "() => [...document.querySelectorAll('.latency .bar')].length === 2"
 
