@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import os
 import threading
+from importlib.metadata import version
 from typing import Any
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
@@ -61,6 +62,11 @@ footer .divider { display: none; }
 """
 
 
+def speaks_mcp() -> bool:
+    """Whether the demo's endpoints are tools for agents too: where gradio[mcp] is installed."""
+    return importlib.util.find_spec("mcp") is not None and version("mcp").startswith("1.")
+
+
 def launch_options() -> dict[str, Any]:
     """Theme, style and limits, which gradio takes at launch. The fonts are gradio's files: no other host is asked."""
     font, mono = (gr.themes.LocalFont(name, weights=(400, 700)) for name in ("IBM Plex Sans", "IBM Plex Mono"))
@@ -80,7 +86,7 @@ def launch_options() -> dict[str, Any]:
         "app_kwargs": {"middleware": [Middleware(BodyLimit)], "routes": browser.routes()},
         "enable_monitoring": False,
         "run_history": False,  # a visitor's texts are kept nowhere
-        "mcp_server": importlib.util.find_spec("mcp") is not None,  # tools for agents, with the extra gradio[mcp]
+        "mcp_server": speaks_mcp(),
     }
 
 

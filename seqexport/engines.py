@@ -171,12 +171,17 @@ def _ray() -> Any:
 def _start(ray: Any, address: str | None, workers: int | None, threads: int) -> None:
     """Join a cluster, or start one on this machine, with room for the workers asked for."""
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
-    try:
-        if address is not None:
-            ray.init(address, **quiet)
+    for patience in (2, 1, 0):  # Ray gives a cluster of one's own 30 seconds, which a busy machine may overrun
+        try:
+            if address is not None:
+                ray.init(address, **quiet)
+            else:
+                cpus = max(os.cpu_count() or 1, (workers or 1) * threads)
+                ray.init("local", num_cpus=cpus, include_dashboard=False, **quiet)
+        except Exception as error:  # ray's have no common base
+            ray.shutdown()
+            reason = (str(error).splitlines() or [""])[0]
+            if not patience or address is not None or "timed out" not in reason:
+                raise UnsupportedError(f"Ray did not start, or could not be reached ({reason:.200}).") from error
         else:
-            cpus = max(os.cpu_count() or 1, (workers or 1) * threads)
-            ray.init("local", num_cpus=cpus, include_dashboard=False, **quiet)
-    except Exception as error:  # ray's have no common base
-        reason = (str(error).splitlines() or [""])[0]
-        raise UnsupportedError(f"Ray did not start, or could not be reached ({reason:.200}).") from error
+            return

@@ -42,12 +42,16 @@ def progress(hidden: bool) -> Iterator[Callable[[int, int, int, bool], None]]:
     console = _console(stderr=True)
     with Progress(*columns, console=console, disable=hidden or not console.is_terminal, transient=True) as bar:
         task = bar.add_task("", total=None, about="")
-        start, furthest, fresh, last = time.monotonic(), 0, 0, 0
+        begun, furthest, fresh, last = 0.0, 0, 0, 0
 
         def say(at: int, of: int, rows: int, is_new: bool) -> None:
-            nonlocal furthest, fresh, last
-            furthest, fresh, last = max(furthest, at), fresh + (rows - last if is_new else 0), rows
-            rate = fresh / max(1e-9, time.monotonic() - start)
+            nonlocal begun, furthest, fresh, last
+            if begun:
+                fresh += rows - last if is_new else 0
+            else:
+                begun = time.monotonic()  # not before, when the model was loaded; so the first rows don't count
+            furthest, last = max(furthest, at), rows
+            rate = fresh / max(1e-9, time.monotonic() - begun)
             bar.update(task, total=of, completed=furthest, about=f"{rows:,} rows, {rate:,.0f} a second")
 
         yield say

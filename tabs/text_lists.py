@@ -222,6 +222,7 @@ CSS = """
 .texts-table table { width: 100%; border-collapse: collapse; border: 0 !important; margin: 0; font-size: 0.9rem; }
 .texts-table th, .texts-table td { text-align: left; vertical-align: top; padding: 0.35rem 0.6rem !important;
   border: 0 !important; border-bottom: 1px solid var(--border-color-primary) !important; }
+.texts-table :is(thead, tbody, tr) { border: 0 !important; }
 .texts-table thead th { position: sticky; top: 0; background: var(--background-fill-secondary); }
 .texts-table td.what { overflow-wrap: anywhere; min-width: 7rem; }
 .texts-table td.number, .texts-table td.label { white-space: nowrap; }

@@ -140,3 +140,27 @@ def url():
     yield url
     page.close()
     gc.collect()
+
+
+@pytest.fixture(scope="module")
+def demand(tmp_path_factory):
+    """The demo's files with the UK's demand among them, whose numbers are not given on: made up here."""
+    import numpy as np
+
+    from tabs import racing, series
+
+    folder = tmp_path_factory.mktemp("demand")
+    for path in racing.EXPORTED.iterdir():
+        (folder / path.name).symlink_to(path)
+    (folder / "uk-demand.csv").unlink(missing_ok=True)
+    times = np.datetime64("2000-07-28T04:30") + np.arange(1479) * np.timedelta64(30, "m")
+    values = 29_000 + 6_000 * np.sin(np.arange(1479) * 2 * np.pi / 48) + 900 * np.cos(np.arange(1479) / 7)
+    rows = [f"{time},{value:.0f}" for time, value in zip(times, values, strict=True)]
+    (folder / "uk-demand.csv").write_text("\n".join(["half-hour,uk-demand", *rows]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(racing, "EXPORTED", folder)
+        for cached in (series.shipped, series.starts):
+            cached.cache_clear()
+        yield folder
+    for cached in (series.shipped, series.starts):
+        cached.cache_clear()

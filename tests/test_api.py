@@ -1,5 +1,6 @@
 """The demo for programs and agents: what it offers, README's examples run for real, and the tools over HTTP."""
 
+import gc
 import importlib.util
 import json
 import re
@@ -21,8 +22,14 @@ WORDS = re.compile(r"[a-z]+(_[a-z0-9]+)*")
 
 
 @pytest.fixture(scope="module")
-def offered():
-    return demo.build().get_api_info()
+def page():
+    yield demo.build()
+    gc.collect()  # gradio's event loops, while their warnings are still ignored
+
+
+@pytest.fixture(scope="module")
+def offered(page):
+    return page.get_api_info()
 
 
 def example(name: str, url: str) -> str:
@@ -33,12 +40,11 @@ def example(name: str, url: str) -> str:
     return found[1].replace("http://127.0.0.1:7860", url.rstrip("/"))
 
 
-def test_only_what_is_meant_is_offered(offered):
+def test_only_what_is_meant_is_offered(page, offered):
     named = offered["named_endpoints"]
     assert {name.strip("/") for name in named} >= OFFERED
     assert offered["unnamed_endpoints"] == {}
     assert all(WORDS.fullmatch(name.strip("/")) for name in named)
-    page = demo.build()
     private = [fn for fn in page.fns.values() if fn.api_visibility == "private"]
     assert private
     for fn in private:
@@ -56,8 +62,7 @@ def test_what_is_offered_says_what_it_does(offered):
             assert parameter["python_type"]["type"] not in ("", "Any"), (name, parameter)
 
 
-def test_nothing_goes_past_the_queue():
-    page = demo.build()
+def test_nothing_goes_past_the_queue(page):
     assert page.api_open is False
     assert page._queue.max_size == demo.WAITING
 
@@ -85,11 +90,11 @@ def test_the_tools_over_http(url):
     import asyncio
 
     from mcp import ClientSession
-    from mcp.client.streamable_http import streamablehttp_client
+    from mcp.client.streamable_http import streamable_http_client
 
     async def ask():
         async with (
-            streamablehttp_client(f"{url}gradio_api/mcp/") as (read, write, _),
+            streamable_http_client(f"{url}gradio_api/mcp/") as (read, write, _),
             ClientSession(read, write) as session,
         ):
             await session.initialize()

@@ -148,13 +148,14 @@ def test_through_a_client() -> None:
             len(client.predict(SINES, "gru", horizon=3, series="uk-demand", api_name="/forecast_values")["central"])
             == 3
         )
-        lead, _, plot, *_, numbers = client.predict(start=24, horizon=24, source="electricity", api_name="/forecast")
+        question = {"source": "electricity", "start": 24, "text": "", "column": None}
+        lead, _, plot, *_, numbers = client.predict(**question, horizon=24, api_name="/forecast")
         assert "times as" in lead
         assert "<svg" in plot
         assert numbers["same"]
         assert numbers["start"] == "20 Jun 2014, 00:00"
         with pytest.raises(Exception, match="The horizon is 100000; expected a whole number from 1 to 600"):
-            client.predict(horizon=100_000, api_name="/forecast")
+            client.predict(**question, horizon=100_000, api_name="/forecast")
         described = client.view_api(return_format="dict")["named_endpoints"]
         assert {"/forecast", "/forecast_values"} <= set(described)
         assert not {"/measured", "/take_file", "/stream", "/begin", "/choose"} & set(described)

@@ -16,7 +16,10 @@ from tabs.racing import Column, Measurement
 from tabs.series import SHIPPED
 
 # Gradio leaves event loops and their sockets to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed (event loop|<socket):ResourceWarning")
+pytestmark = [
+    pytest.mark.usefixtures("demand"),
+    pytest.mark.filterwarnings("ignore:unclosed (event loop|<socket):ResourceWarning"),
+]
 QUESTION = {
     "source": "sunspots",
     "start": 224,

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from seqexport.errors import FileError, InputError, UnsupportedError
+from seqexport.errors import FileError, InputError
 from seqexport.runtimes import onnx_metadata
 from tabs import chart, racing, series
 from tabs.languages import Words
@@ -15,6 +15,7 @@ from tabs.series import SHIPPED, Series
 from training import data, publish
 
 CELLS = ("rnn", "lstm", "gru")
+pytestmark = pytest.mark.usefixtures("demand")
 PATHS = np.stack([np.linspace(10, 20, 6)] * 3 + [np.full(6, 12.0)]).astype(np.float32)
 
 
@@ -32,7 +33,6 @@ def test_a_shipped_series_is_what_its_nets_were_not_trained_on(name: str) -> Non
         assert about.step == settings["step"]
         assert len(values) - about.tested >= max(settings["context"], 2 * settings["season"])
         assert about.horizon % metadata["metrics"]["horizon"] == 0
-        assert metadata["data"]["licence"] in publish.GIVEN_ON
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -158,21 +158,25 @@ def test_the_drawing_has_every_line_and_is_told_in_words() -> None:
 
 
 def test_a_series_is_given_on_only_with_a_licence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    values = np.arange(20.0) / 3
     about = {"start": "2000-01", "season": 2, "step": "month", "unit": "n", "source": "", "sha256": "",
              "transform": "none", "horizon": 2}  # fmt: skip
-    path = tmp_path / "x.csv"
-    for licence in ("public domain", "all rights reserved"):
-        made = data.Series("x", values, licence=licence, **about)
-        monkeypatch.setattr(data, "load", lambda _name, made=made: made)
-        if licence == "public domain":
-            publish.write_series(path, "x", 3)
-            assert path.read_text().split()[:2] == ["month,x", "2001-02,4.33333333"]
-            assert len(path.read_text().split()) == 1 + 3 + 4
-            publish.write_series(path, "x")
-            assert len(path.read_text().split()) == 21
-            path.unlink()
-        else:
-            with pytest.raises(UnsupportedError, match="'all rights reserved'; expected one of public domain"):
-                publish.write_series(path, "x")
-    assert not path.exists()
+    licences = {"sunspots": "public domain", "electricity": "CC BY 4.0", "uk-demand": "none stated"}
+    made = {name: data.Series(name, np.arange(2000.0) / 3, licence=found, **about) for name, found in licences.items()}
+    monkeypatch.setattr(data, "load", made.get)
+    for model in publish.MODELS:
+        if model.data in made:
+            (tmp_path / model.name).symlink_to(publish.ROOT / "exported" / model.name)
+    publish.write_shown_series(tmp_path)
+    assert sorted(path.name for path in tmp_path.glob("*.csv")) == ["electricity.csv", "sunspots.csv"]
+    publish.write_shown_series(tmp_path, here_only=True)
+    rows = {path.stem: path.read_text().split() for path in tmp_path.glob("*.csv")}
+    assert rows["sunspots"][:2] == ["month,sunspots", "2000-01,0"]
+    assert len(rows["sunspots"]) == 2001
+    assert 1 + 400 < len(rows["uk-demand"]) < 2001
+
+
+def test_what_is_not_given_on_is_not_kept_with_the_project() -> None:
+    ignored = (publish.ROOT / ".gitignore").read_text().split()
+    for name in SHIPPED:
+        licence = onnx_metadata(racing.EXPORTED / f"{name}-gru" / "checkpoint.onnx")["data"]["licence"]
+        assert (licence in publish.GIVEN_ON) is (f"/exported/{name}.csv" not in ignored), name
