@@ -80,7 +80,7 @@ def ask(
     """Check a question. Raises InputError for what is out of bounds, FileError for a model that is not there."""
     known = series.offered()
     source = one_of("series", source, (*known, PASTED, FILE))
-    net = one_of("net", net, known) if source in (PASTED, FILE) else source
+    net = one_of("net", net, series.nets()) if source in (PASTED, FILE) else source
     cell = one_of("cell", str(cell).upper(), CELLS)
     noise = checked_noise(horizon, paths, seed)
     settings = about(net, cell)
@@ -335,13 +335,17 @@ def take_file(path: str | None, request: gr.Request | None = None) -> tuple[Tabl
 
 def series_choices() -> list[tuple[Any, str]]:
     """The series that are here, and the visitor's own."""
-    labels = {
+    own = [(fixed("Own numbers"), PASTED), (fixed("Own file"), FILE)]
+    return [(titles()[name], name) for name in series.offered()] + own
+
+
+def titles() -> dict[str, Any]:
+    """The shipped series' names where they stand alone."""
+    return {
         "sunspots": fixed("Sunspots"),
         "electricity": fixed("Electricity"),
         "uk-demand": fixed("UK demand"),
     }
-    own = [(fixed("Own numbers"), PASTED), (fixed("Own file"), FILE)]
-    return [(labels[name], name) for name in series.offered()] + own
 
 
 def tab(page: gr.Blocks, here: gr.Tab) -> None:
@@ -368,7 +372,8 @@ def tab(page: gr.Blocks, here: gr.Tab) -> None:
         with gr.Column(min_width=320):
             cell = gr.Radio(CELLS, value="GRU", label=fixed("Cell of the net"))
             note = fixed("Each net knows one series only, and reads yours as such: choose what is most like it.")
-            net = gr.Dropdown(choices[:-2], value=first, label=fixed("Trained on"), info=note, visible=False)
+            nets = [(titles()[name], name) for name in series.nets()]
+            net = gr.Dropdown(nets, value=first, label=fixed("Trained on"), info=note, visible=False)
             horizon = gr.Slider(1, MAX_HORIZON, SHIPPED[first].horizon, step=1, label=fixed("Horizon, steps ahead"))
         with gr.Column(min_width=320):
             paths = gr.Slider(1, MAX_PATHS, value=100, step=1, label=fixed("Sampled paths"))

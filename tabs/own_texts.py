@@ -17,6 +17,7 @@ from pathlib import Path
 from gradio.utils import get_upload_folder
 
 from seqexport.errors import InputError
+from seqexport.files import replace_file
 from seqexport.specs import check_whole
 from tabs.languages import ENGLISH, Words
 
@@ -220,5 +221,5 @@ def download(name: str, content: bytes) -> str:
         with contextlib.suppress(OSError):  # another visitor's download may be sweeping too
             if time.time() - old.stat().st_mtime > KEPT:
                 shutil.rmtree(old)
-    (folder / name).write_bytes(content)
+    replace_file(folder / name, content)
     return str(folder / name)

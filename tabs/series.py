@@ -115,6 +115,11 @@ def offered() -> list[str]:
     return here
 
 
+def nets() -> list[str]:
+    """The series of which there are nets here, whether or not their numbers are here too."""
+    return [name for name in SHIPPED if (racing.EXPORTED / f"{name}-gru").is_dir()]
+
+
 @functools.cache
 def starts(name: str) -> np.ndarray:
     """The positions in a shipped series at which a forecast may start: within the test part, every stride, of days

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from seqexport.errors import ParityError, SeqExportError
+from seqexport.files import replace_file
 from seqexport.isolation import limit_process, parse_onnx
 from seqexport.specs import TensorSpec
 
@@ -82,7 +83,7 @@ def converted(job: Mapping[str, Any], say: Say) -> dict[str, Any]:
         graphs[path.name] = graph_of(infer_shapes(parse_onnx(path)).graph)
         if not file.int8_bytes:  # an int8 file takes and gives the same
             programs[path.name] = program(path)
-            Path(f"run_{path.stem.replace('.', '_')}.py").write_text(programs[path.name], encoding="utf-8")
+            replace_file(Path(f"run_{path.stem.replace('.', '_')}.py"), programs[path.name].encode())
     return {"report": report.to_dict(), "graphs": graphs, "programs": programs}
 
 

@@ -1,4 +1,6 @@
 import gc
+import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -11,6 +13,17 @@ from seqexport.specs import CELLS, NetworkSpec
 from seqexport.text import UNKNOWN, Vocabulary
 
 torch.set_num_threads(1)  # nets as small as these only wait for a second thread
+
+
+@pytest.fixture(scope="module", autouse=True)
+def collect_loops():
+    """Gradio leaves event loops and their sockets to the garbage collector, whose warnings would be an error of
+    whatever test runs then: they are collected at the end of a module."""
+    yield
+    if "gradio" in sys.modules:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            gc.collect()
 
 
 def randomised(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:

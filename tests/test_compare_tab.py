@@ -3,7 +3,6 @@
 import ast
 import base64
 import csv
-import gc
 import io
 import json
 import re
@@ -30,13 +29,6 @@ from tabs.languages import ENGLISH, Words, catalogue  # noqa: E402
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed (event loop|<socket):ResourceWarning")
 ROOT = Path(__file__).parents[1]
 CHINESE = Words("zh")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def collect_loops():
-    """Collect gradio's event loops while their warnings are still ignored, not in another module's test."""
-    yield
-    gc.collect()
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """The race for show: both columns at once, stopped and failing; and when two answers may be compared."""
 
-import gc
 import itertools
 import threading
 import time
@@ -37,13 +36,6 @@ class Sleeper:
             raise FileError("The checkpoint is gone.")
         time.sleep(self.seconds)
         return {"path": self.answer * feeds["x"], "hn": np.full(1, np.nan)}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def collect_loops() -> Iterator[None]:
-    """Collect gradio's event loops while their warnings are still ignored, not in another module's test."""
-    yield
-    gc.collect()
 
 
 @pytest.fixture

@@ -539,6 +539,7 @@ ALLOWED = {
     ("training/coverage.py", "open"),  # os.devnull
     ("seqexport/comparison.py", "save"),  # the untrained nets of the map
     ("training/exporting.py", "save"),
+    ("tabs/examples.py", "save"),  # drafts, which are renamed when they are whole
     *(("training/samples.py", name) for name in ("open", "write_text")),  # fetched, for the time of a measurement
     ("training/journal.py", "open"),  # which is added to, line by line
     ("training/journal.py", "write_text"),

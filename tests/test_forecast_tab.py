@@ -1,8 +1,6 @@
 """The Forecast tab's handlers as plain functions on the shipped models."""
 
-import gc
 import html
-from collections.abc import Iterator
 from pathlib import Path
 
 import gradio as gr
@@ -36,13 +34,6 @@ QUESTION = {
 }
 SINES = [50 + 40 * float(np.sin(i / 20)) for i in range(500)]
 CHINESE = gr.Request(headers={"accept-language": "zh-CN"})
-
-
-@pytest.fixture(scope="module", autouse=True)
-def collect_loops() -> Iterator[None]:
-    """Collect gradio's event loops while their warnings are still ignored, not in another module's test."""
-    yield
-    gc.collect()
 
 
 def asked(**change: object) -> forecast.Question:

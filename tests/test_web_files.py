@@ -1,7 +1,6 @@
 """onnxruntime-web is brought, checked and served as it should be, and nothing else: no network, no browser here."""
 
 import base64
-import gc
 import gzip
 import hashlib
 import io
@@ -28,13 +27,6 @@ from tabs.languages import Words, spoken  # noqa: E402
 ROOT = Path(__file__).parents[1]
 # Gradio leaves event loops and their sockets to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed (event loop|<socket):ResourceWarning")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def collect_loops():
-    """Collect gradio's event loops while their warnings are still ignored, not in another module's test."""
-    yield
-    gc.collect()
 
 
 def archive(names=tuple(webfiles.TAKEN)):

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from seqexport.errors import InputError, SeqExportError
+from seqexport.files import replace_file
 from training.command import Parser
 from training.publish import ROOT
 from training.serving import served
@@ -338,7 +339,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise InputError(f"The number of requests is {options.count}; expected 1 to 1,000,000.")
         with tempfile.TemporaryDirectory() as folder:
             lure = Path(folder) / "lure.txt"
-            lure.write_text(secret, encoding="utf-8")
+            replace_file(lure, secret.encode())
             if options.url:
                 told = attack(options.url, options.count, options.seed, secret, lure)
             else:

@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from seqexport.errors import InputError, SeqExportError
+from seqexport.files import replace_file
 from training.command import Parser
 from training.publish import ROOT
 from training.serving import answers, memory_of, served
@@ -57,7 +58,7 @@ def _checkpoint(number: int, folder: Path) -> Mapping[str, Any]:
     from gradio_client import handle_file
 
     path = folder / f"{mark(number)}.pt"
-    path.write_bytes((ROOT / "exported" / "sunspots-gru" / "checkpoint.pt").read_bytes())
+    replace_file(path, (ROOT / "exported" / "sunspots-gru" / "checkpoint.pt").read_bytes())
     return {"checkpoint": handle_file(str(path))}
 
 
