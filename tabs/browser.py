@@ -193,7 +193,9 @@ def column(height: int) -> Place:
                 button = gr.Button(fixed("Run it in your browser too"), visible=there, size="md")
             with gr.Column(min_width=190):
                 gr.HTML(note if there else nothing, elem_id="browser-speed", elem_classes="latency", min_height=height)
-        gr.HTML('<pre class="written"></pre>', elem_id="browser-text", elem_classes="column", visible=there)
+        gr.HTML(
+            '<pre class="written" tabindex="0"></pre>', elem_id="browser-text", elem_classes="column", visible=there
+        )
         verdict = gr.HTML(elem_id="browser-verdict", elem_classes="latency", min_height=24)
         job, own, offered = (gr.JSON(visible=False) for _ in range(3))
     return Place(button, verdict, job, own, offered, there)

@@ -85,7 +85,7 @@ def write(runtime: Runtime, feeds: Mapping[str, Any], slower: float = 1.0) -> It
 def show_text(prompt: str, written: str) -> str:
     """A column's text as HTML, after the prompt."""
     text = f'<span class="prompt">{html.escape(prompt)}</span>{html.escape(written)}'
-    return f'<pre class="written"><code>{text}</code></pre>'
+    return f"{racing.WRITTEN}<code>{text}</code></pre>"
 
 
 def show_speed(count: int, seconds: float, how: str = "", words: Words = ENGLISH) -> str:
@@ -374,7 +374,7 @@ def tab(page: gr.Blocks, here: gr.Tab) -> None:
     places: list[browser.Place] = []
     sides = []
     for runtime, speed in racing.columns("generate", height=112, third=lambda: places.append(browser.column(112))):
-        written = gr.HTML('<pre class="written"></pre>', elem_classes="column")
+        written = gr.HTML(f"{racing.WRITTEN}</pre>", elem_classes="column")
         sides.append((runtime, written, speed, gr.State()))
     own = places[0]
     with gr.Accordion(fixed("All the numbers"), open=False):

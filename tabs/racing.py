@@ -59,6 +59,8 @@ RUNTIMES: Mapping[str, Kind] = {
 LEFT, RIGHT = "torch", "onnxruntime"  # at the start
 THREADS = 1
 TOLERANCE = 1e-4  # of the difference between two columns; beyond it a speed would compare different answers
+# Where a text is written: it scrolls, and so the keyboard has to reach it.
+WRITTEN = '<pre class="written" tabindex="0">'
 MAX_SEED = 2**31 - 1
 QUICK, CAREFUL = 0.5, 6.0  # seconds of the measurement that comes with an answer, and of the one that is asked for
 RACE = 3.0  # seconds of a race

@@ -1,7 +1,5 @@
 """The demo's Characters tab in a real browser: what a visitor sees, on a wide and on a narrow screen."""
 
-import itertools
-
 import pytest
 
 pytest.importorskip("gradio")
@@ -23,8 +21,9 @@ def test_characters_stream_in_both_columns_at_the_same_time(
     visit.page.get_by_label("number input for Characters to write").fill("300")
     visit.press("Race")
     samples = visit.sampled(until="Both wrote the same")
-    grown = [all(b > a for a, b in zip(*pair, strict=True)) for pair in itertools.pairwise(samples)]
-    assert sum(grown) >= 3, f"both columns grew together in {sum(grown)} samples: {samples}"
+    together = [lengths for lengths in samples if all(6 < length < 306 for length in lengths)]
+    shown = [len(set(column)) for column in zip(*together, strict=True)]
+    assert min(shown, default=0) >= 3, f"both columns grew at the same time, {shown} times: {samples}"
     left, right = visit.written()
     assert left == right
     assert left.startswith("ROMEO\n")

@@ -89,7 +89,7 @@ class Visit:
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.goto(f"{url}?__theme={theme}")
         self.page.locator("#result .lead").wait_for()
-        open_tab(self.page, "Compare")
+        open_tab(self.page, "比较" if language.startswith("zh") else "Compare")
         self.page.locator("#cells-shown table").wait_for()
 
     def choose(self, value):

@@ -32,13 +32,8 @@ class Conversion(Visit):
 
     def __init__(self, browser, url, width=1280, theme="light", locale="en-US"):
         super().__init__(browser, url, width, theme, locale, READY)
-        tab = self.page.get_by_role("tab", name="Convert yours")
         self.page.wait_for_timeout(1000)  # until the tabs that have no room went into their menu
-        if tab.count() and tab.first.is_visible():
-            tab.first.click()
-        else:
-            self.page.locator(".overflow-menu button").first.click()
-            self.page.get_by_text("Convert yours").last.click()
+        self.open("转换你的模型" if locale.startswith("zh") else "Convert yours")
 
     def found(self):
         self.page.wait_for_function(SETTLED, arg="#convert-found", timeout=LONG)
@@ -153,8 +148,8 @@ def test_a_refused_file_shows_its_sentence_and_can_not_be_converted(browser, url
     assert "would run code to be read, and was not executed" in visit.example("Pickled module")
     assert visit.page.get_by_role("button", name="Convert", exact=True).is_disabled()
     (tmp_path / "page.html").write_text("<img src=x onerror=alert(1)>")
-    visit.upload_anew = visit.page.locator("#convert-file").get_by_role("button", name=re.compile("Clear|Remove"))
-    visit.upload_anew.first.click()
+    visit.page.locator("#convert-file").get_by_role("button", name=re.compile("Clear|Remove")).first.click()
+    visit.page.wait_for_function("() => document.querySelector('#convert-found .lead') === null")
     assert "neither a checkpoint nor an ONNX file" in visit.upload(tmp_path / "page.html")
     visit.picture("convert-refused")
     visit.check()

@@ -147,7 +147,7 @@ def test_no_speed_where_texts_differ(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_tab_opens_on_the_beginning_of_both_texts() -> None:
     sentence, left, right, offers = characters.opening(None, "torch", "onnxruntime", *QUESTION)
     assert left == right
-    assert left.startswith('<pre class="written"><code><span class="prompt">ROMEO\n</span>')
+    assert left.startswith('<pre class="written" tabindex="0"><code><span class="prompt">ROMEO\n</span>')
     assert "the same text" in sentence
     assert offers
     assert characters.opening(offers, "torch", "onnxruntime", *QUESTION) == (gr.skip(),) * 4
