@@ -33,6 +33,7 @@ def blocks(results: Mapping[str, Any]) -> dict[str, str]:
         "cells-memory": memory_table(results["quality"]),
         "cells-costs": costs_table(results["costs"]),
         "cells-claims": claims_table(results),
+        "cells-gradients": gradients_table(results["gradients"]),
         "cells-machine": f"Times on one thread of {results['machine']}.",
     }
     return {name: text for name, text in found.items() if text}
@@ -105,6 +106,28 @@ def costs_table(costs: Sequence[Row]) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def gradients_table(found: Sequence[Row]) -> str:
+    """A row a cell: how many steps back the gradient has fallen to a share of what it is at the last step."""
+    shares = (1e-3, 1e-6)
+    head = [f"{state}: to {_share(share)} of it" for state in ("before training", "trained") for share in shares]
+    lines = [f"| network | {' | '.join(head)} |", "|---" * (1 + len(head)) + "|"]
+    for cell in CELLS:
+        nets = sorted((row for row in found if row["cell"] == cell), key=lambda row: row["trained"])
+        if nets:
+            steps = (_fallen(row["norms"], share) for row in nets for share in shares)
+            lines.append(f"| {cell.upper()} {nets[0]['hidden']} | {' | '.join(steps)} |")
+    return "\n".join(lines) if len(lines) > 2 else ""
+
+
+def _share(share: float) -> str:
+    return f"1/{round(1 / share):,}"
+
+
+def _fallen(norms: Sequence[float], share: float) -> str:
+    steps = next((step for step, norm in enumerate(norms) if norm < share * norms[0]), None)
+    return f"beyond {len(norms) - 1}" if steps is None else f"{steps} steps"
 
 
 # The claims
@@ -306,7 +329,7 @@ def _by_task(rows: Sequence[Row]) -> dict[str, dict[tuple[str, str], Row]]:
 def _bytes(size: float | None) -> str:
     if size is None:
         return "–"
-    for scale, unit in ((2**20, "MiB"), (2**10, "KiB")):
+    for scale, unit in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
         if size >= scale:
             return f"{size / scale:.3g} {unit}"
     return f"{size:.0f} B"
