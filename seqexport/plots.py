@@ -81,6 +81,15 @@ def time_axis(axis: Any) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
+def power_axis(axis: Any) -> None:
+    """Powers of ten as they are read at a glance; matplotlib's own are formulas, which these pictures do not have."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(numticks=7))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
 def plain(axes: Any) -> None:
     """No frame and no background."""
     axes.spines[["top", "right"]].set_visible(False)

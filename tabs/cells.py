@@ -262,7 +262,7 @@ def _memory(found: Mapping[str, Any], words: Words) -> Iterator[str]:
         axes.set(xscale="log", yscale="log")
         axes.set_xticks([int(length) for length in lengths], [f"{int(length):,}" for length in lengths])
         axes.minorticks_off()
-        _powers(axes.yaxis)
+        _powers(axes)
 
     title = words("Error over the steps of the sequence; dotted: remembers nothing, and solved")
     reach = "; ".join(
@@ -295,6 +295,12 @@ def _solved(errors: Sequence[float], below: float, words: Words) -> str:
     return words("{error:.2g}, {n} of {all}", error=median(errors), n=solved, all=len(errors))
 
 
+def _powers(axes: Any) -> None:
+    from seqexport.plots import power_axis
+
+    power_axis(axes.yaxis)
+
+
 def _axes(figure: Any) -> Any:
     from seqexport.plots import plain
 
@@ -303,15 +309,6 @@ def _axes(figure: Any) -> Any:
     axes.grid(color="#888888", alpha=0.25)
     axes.tick_params(labelsize=10)
     return axes
-
-
-def _powers(axis: Any) -> None:
-    """Powers of ten as they are read at a glance; matplotlib's own are formulas, which these pictures do not have."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    axis.set_major_locator(LogLocator(numticks=7))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_formatter(NullFormatter())
 
 
 def _style(cell: str, hollow: bool) -> dict[str, Any]:
@@ -338,7 +335,7 @@ def _gradients(found: Mapping[str, Any], words: Words) -> Iterator[str]:
             marker = MARKS[row["cell"]] if row["trained"] else ""
             axes.plot(range(len(norms)), norms, marker=marker, markevery=max(1, len(norms) // 8), markersize=5, **look)
         axes.set(yscale="log")
-        _powers(axes.yaxis)
+        _powers(axes)
 
     title = words("Gradient over the characters back")
     near, far = ([(row, row["norms"][min(at, len(row["norms"]) - 1)]) for row in rows] for at in (0, 100))

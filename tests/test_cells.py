@@ -289,6 +289,8 @@ def test_tables_have_a_row_a_task_a_length_and_a_network():
     assert found["cells-quality"].count("\n") == 2 and "2.01 ± 0.01" in found["cells-quality"]
     assert "| 100 | 0.002, 3 of 3 (8) |" in found["cells-memory"] and "0.2, 0 of 3" in found["cells-memory"]
     assert found["cells-costs"].count("\n") == 4
+    reach = [{"cell": "gru", "hidden": 8, "trained": True, "norms": [4.0, 1.0, 0.003, 0.003]}]
+    assert cell_findings.gradients_table(reach).endswith("| GRU 8 | – | – | 2 steps | beyond 3 |")
     for text in found.values():
         lines = [line for line in text.splitlines() if line.startswith("|")]
         assert len({line.count(" | ") for line in lines if "---" not in line}) <= 1
@@ -297,4 +299,4 @@ def test_tables_have_a_row_a_task_a_length_and_a_network():
 def test_pictures_are_drawn_of_every_kind():
     found = cell_findings.pictures(results())
     assert set(found) == {"cells-quality.svg", "cells-memory.svg", "cells-gradients.svg", "cells-times.svg"}
-    assert all(text.startswith("<svg") and "LSTM" in text for text in found.values())
+    assert all(text.startswith("<svg") and "LSTM" in text and "mathdefault" not in text for text in found.values())

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from seqexport.plots import GREY, figure, plain, time_axis
+from seqexport.plots import GREY, figure, plain, power_axis, time_axis
 from seqexport.specs import CELLS
 from seqexport.tables import duration
 from training.memory import SOLVED, UNINFORMED
@@ -114,10 +114,11 @@ def gradients_table(found: Sequence[Row]) -> str:
     head = [f"{state}: to {_share(share)} of it" for state in ("before training", "trained") for share in shares]
     lines = [f"| network | {' | '.join(head)} |", "|---" * (1 + len(head)) + "|"]
     for cell in CELLS:
-        nets = sorted((row for row in found if row["cell"] == cell), key=lambda row: row["trained"])
+        nets = {row["trained"]: row for row in found if row["cell"] == cell}
         if nets:
-            steps = (_fallen(row["norms"], share) for row in nets for share in shares)
-            lines.append(f"| {cell.upper()} {nets[0]['hidden']} | {' | '.join(steps)} |")
+            known = (nets.get(trained, {"norms": ()})["norms"] for trained in (False, True))
+            steps = (_fallen(norms, share) for norms in known for share in shares)
+            lines.append(f"| {cell.upper()} {next(iter(nets.values()))['hidden']} | {' | '.join(steps)} |")
     return "\n".join(lines) if len(lines) > 2 else ""
 
 
@@ -126,6 +127,8 @@ def _share(share: float) -> str:
 
 
 def _fallen(norms: Sequence[float], share: float) -> str:
+    if not norms:
+        return "–"
     steps = next((step for step, norm in enumerate(norms) if norm < share * norms[0]), None)
     return f"beyond {len(norms) - 1}" if steps is None else f"{steps} steps"
 
@@ -407,6 +410,7 @@ def _memory(tasks: Mapping[str, Mapping[tuple[str, str], Row]]) -> Drawing:
             "remembers nothing", (int(lengths[0]), UNINFORMED), (0, 3), textcoords="offset points", fontsize=7
         )
         axes.set(xscale="log", yscale="log", xlabel="steps of the sequence", ylabel="squared error, median of seeds")
+        power_axis(axes.yaxis)
         axes.set_xticks(list(map(int, lengths)), [f"{int(length):,}" for length in lengths])
         axes.minorticks_off()
         axes.grid(color=GREY, alpha=0.25)
@@ -425,6 +429,7 @@ def _gradients(rows: Sequence[Row]) -> Drawing:
             line = "-" if row["trained"] else ":"
             axes.plot(range(len(norms)), norms, color=COLOURS[row["cell"]], linestyle=line, linewidth=1.1, label=label)
         axes.set(yscale="log", xlabel="characters back", ylabel="norm of the loss’s gradient (median)")
+        power_axis(axes.yaxis)
         axes.grid(color=GREY, alpha=0.25)
         _legend(figure, axes)
 
