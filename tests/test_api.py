@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("gradio_client")
-import demo  # noqa: E402
+import demo
+from training.serving import served  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -86,13 +87,13 @@ def test_the_curl_example(url):
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("mcp") is None, reason='the extra is not there: pip install "gradio[mcp]"')
-def test_the_tools_over_http(url):
+def test_the_tools_over_http():
     import asyncio
 
     from mcp import ClientSession
     from mcp.client.streamable_http import streamable_http_client
 
-    async def ask():
+    async def ask(url):
         async with (
             streamable_http_client(f"{url}gradio_api/mcp/") as (read, write, _),
             ClientSession(read, write) as session,
@@ -103,7 +104,8 @@ def test_the_tools_over_http(url):
             bad = await session.call_tool("forecast_values", {"values": [1.0, 2.0], "cell": "GRU", "horizon": 0})
             return tools, good, bad
 
-    tools, good, bad = asyncio.run(ask())
+    with served() as running:  # in a process of its own, where warnings of other libraries are none of a test's errors
+        tools, good, bad = asyncio.run(ask(f"{running.url.rstrip('/')}/"))
     assert {tool.name for tool in tools} >= OFFERED
     for tool in tools:
         assert tool.description

@@ -209,7 +209,7 @@ def test_bad_options_get_a_sentence(change, sentence):
 
 HOSTILE = {
     "os.system": (hostile.contained(hostile.PICKLES["os.system"], "archive"), "would run code to be read"),
-    "setstate": (hostile.contained(hostile.PICKLES["stack global"], "older"), "was not executed"),
+    "setstate": (hostile.contained(hostile.PICKLES["stack global"], "older"), "save its weights with torch.save"),
     "storage of petabytes": (hostile.contained(hostile.PICKLES["storage of petabytes"], "archive"), "hostile.pt"),
     "expanded": (hostile.contained(hostile.PICKLES["expanded"], "archive"), "its tensors would take more than"),
     "laughs": (hostile.contained(hostile.PICKLES["laughs of lists"], "archive"), "hostile.pt"),

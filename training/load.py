@@ -70,7 +70,7 @@ def _seen(answer: Any) -> set[int]:
 # length, a count) is the mark where no text comes back.
 TASKS: Mapping[str, Task] = {
     "forecast": Task(
-        lambda n, _: {"text": "", "horizon": 12, "paths": 20, "seed": n},
+        lambda n, _: {"text": "", "column": None, "horizon": 12, "paths": 20, "seed": n},
         lambda n, answer: f'"seed": {n},' in json.dumps(answer),
     ),
     "forecast_values": Task(
