@@ -142,7 +142,7 @@ def answered(
         found = answer(asked, names, seconds, words)
     one, other = (found.columns[name] for name in names)
     agreed = contest.agreement(names, one.outputs, other.outputs, SHOWN)
-    numbers = numbers_of(asked, one, other, agreed, found)
+    numbers = numbers_of(asked, one, other, agreed, found) | {"seed": int(values[-1])}
     framed = chart.frame(asked.series, [paths_of(one), paths_of(other)])
     plots = [
         chart.draw(asked.series, paths_of(side), asked.season, framed, seen(asked, side, words), words)
