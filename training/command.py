@@ -133,3 +133,16 @@ def run(
         print(table(metrics, options.cell.upper()))
         print(f"Wrote {options.out}")
     return 0
+
+
+def exit_code(name: str, work: Callable[[], bool | None]) -> int:
+    """Do the work of the command training.`name` → 0; 1 where it gives False, what came out being not good; 2 where a
+    package is missing; of an error of seqexport's, its own. What went wrong is a sentence on stderr."""
+    try:
+        return 1 if work() is False else 0
+    except ImportError as error:
+        print(f"{name}: {error}: pip install -r requirements-dev.txt.", file=sys.stderr)
+        return 2
+    except SeqExportError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return error.exit_code

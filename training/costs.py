@@ -28,7 +28,7 @@ from seqexport.plots import COLOURS, GREY, figure, plain, time_axis
 from seqexport.runtimes import Runtime
 from seqexport.tables import duration
 from seqexport.timing import Job, take_turns
-from training.command import Parser
+from training.command import Parser, exit_code
 from training.publish import ROOT, write_block
 from training.targets import generator
 
@@ -203,7 +203,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--characters", type=int, default=CHARACTERS, help=f"of each soak ({CHARACTERS:,})")
     parser.add_argument("--write", action="store_true", help="put tables and picture into README.md and docs/")
     options = parser.parse_args(arguments)
-    try:
+
+    def work() -> None:
         with contextlib.chdir(ROOT):
             curves, told = [], []
             for found in measure(options.seconds, options.characters):
@@ -214,10 +215,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 PICTURE.parent.mkdir(exist_ok=True)
                 replace_file(PICTURE, picture(curves).encode())
                 write_block(ROOT / "README.md", "costs", "\n\n".join(told))
-    except SeqExportError as error:
-        print(f"costs: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+
+    return exit_code("costs", work)
 
 
 if __name__ == "__main__":

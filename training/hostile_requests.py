@@ -23,9 +23,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from seqexport.errors import InputError, SeqExportError
+from seqexport.errors import InputError
 from seqexport.files import replace_file
-from training.command import Parser
+from training.command import Parser, exit_code
 from training.publish import ROOT
 from training.serving import served
 
@@ -334,7 +334,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--url", help="a demo that runs already; the mark in its environment is then not there")
     options = parser.parse_args(arguments)
     secret = f"secret-{uuid.uuid4().hex}"
-    try:
+
+    def work() -> bool:
         if not 1 <= options.count <= 10**6:
             raise InputError(f"The number of requests is {options.count}; expected 1 to 1,000,000.")
         with tempfile.TemporaryDirectory() as folder:
@@ -347,14 +348,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     told = attack(demo.url, options.count, options.seed, secret, lure)
                     if demo.process.poll() is not None:
                         told.faults.append(f"the demo ended: {demo.log()[-1000:]}")
-    except ImportError as error:
-        print(f"hostile_requests: {error}: pip install -r requirements-dev.txt.", file=sys.stderr)
-        return 2
-    except SeqExportError as error:
-        print(f"hostile_requests: {error}", file=sys.stderr)
-        return error.exit_code
-    print(table(told))
-    return 0 if told.good else 1
+        print(table(told))
+        return told.good
+
+    return exit_code("hostile_requests", work)
 
 
 if __name__ == "__main__":

@@ -27,9 +27,9 @@ from typing import Any
 
 import numpy as np
 
-from seqexport.errors import InputError, SeqExportError
+from seqexport.errors import InputError
 from seqexport.files import replace_file
-from training.command import Parser
+from training.command import Parser, exit_code
 from training.publish import ROOT
 from training.serving import answers, memory_of, served
 
@@ -236,22 +236,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--pause", type=float, default=PAUSE, help="seconds between questions (%(default)s)")
     parser.add_argument("--url", help="a demo that runs already; its memory is not seen")
     options = parser.parse_args(arguments)
-    try:
+
+    def work() -> bool:
         if not 1 <= options.visitors <= 10_000 or not 0 < options.minutes <= 10_000 or not 0 < options.pause <= 3600:
-            raise InputError("Expected 1 to 10,000 visitors, and minutes and a pause above 0.")
+            raise InputError(
+                f"{options.visitors} visitors for {options.minutes:g} minutes, a pause of {options.pause:g} s; "
+                "expected 1 to 10,000 visitors, and minutes and a pause above 0."
+            )
         if options.url:
             seen = load(options.url, options.visitors, options.minutes, options.pause)
         else:
             with served() as demo:
                 seen = load(demo.url, options.visitors, options.minutes, options.pause, demo.process.pid)
-    except ImportError as error:
-        print(f"load: {error}: pip install -r requirements-dev.txt.", file=sys.stderr)
-        return 2
-    except SeqExportError as error:
-        print(f"load: {error}", file=sys.stderr)
-        return error.exit_code
-    print(table(seen))
-    return 0 if seen.good else 1
+        print(table(seen))
+        return seen.good
+
+    return exit_code("load", work)
 
 
 if __name__ == "__main__":

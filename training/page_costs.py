@@ -18,9 +18,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from seqexport.errors import FileError, InputError, SeqExportError
+from seqexport.errors import FileError, InputError
 from tabs.racing import hardware
-from training.command import Parser
+from training.command import Parser, exit_code
 from training.publish import ROOT, write_block
 from training.serving import served
 
@@ -101,18 +101,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--chromium", type=Path, default=CHROMIUM, metavar="FILE", help="default: %(default)s")
     parser.add_argument("--write", action="store_true", help="put the table into README.md")
     options: Any = parser.parse_args(arguments)
-    try:
+
+    def work() -> None:
         told = measure(options.rounds, options.chromium)
         print(told)
         if options.write:
             write_block(ROOT / "README.md", "demo", told)
-    except ImportError as error:
-        print(f"page_costs: {error}: pip install playwright==1.65.2.", file=sys.stderr)
-        return 2
-    except SeqExportError as error:
-        print(f"page_costs: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+
+    return exit_code("page_costs", work)
 
 
 if __name__ == "__main__":

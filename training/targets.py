@@ -34,7 +34,7 @@ from seqexport.specs import NetworkSpec
 from seqexport.tables import ratio_said
 from seqexport.text import UNKNOWN, Vocabulary
 from seqexport.timing import Job, Ratio, compared, take_turns
-from training.command import Parser
+from training.command import Parser, exit_code
 from training.exporting import measure_exports
 from training.publish import ROOT, write_block
 from training.samples import written_samples
@@ -265,7 +265,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=SECONDS, help=f"for each timing (default: {SECONDS:.0f})")
     parser.add_argument("--write", action="store_true", help="put the table into README.md, between its markers")
     options = parser.parse_args(arguments)
-    try:
+
+    def work() -> None:
         found = []
         with contextlib.chdir(ROOT):
             for target in measure([options.only] if options.only else PARTS, options.seconds):
@@ -277,10 +278,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 )
             if options.write:
                 write_block(ROOT / "README.md", "targets", table(found))
-    except SeqExportError as error:
-        print(f"targets: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+
+    return exit_code("targets", work)
 
 
 if __name__ == "__main__":
