@@ -39,8 +39,11 @@ def write_quickly(visit: Visit, seed: int, characters: int = 150) -> str:
     visit.page.get_by_label("Seed of the text").fill(str(seed))
     visit.page.get_by_label("number input for Characters to write").fill(str(characters))
     visit.page.get_by_label("as fast as it is").check()
+    speeds = "() => [...document.querySelectorAll('.latency')].map(e => e.textContent).join()"
+    before = visit.page.evaluate(speeds)
     visit.press("Race")
-    visit.page.wait_for_function("() => document.querySelector('#characters-result').innerText.includes('Writing')")
+    # "Writing …" may be over before the page shows it; but once a column has changed, what was said before it is gone.
+    visit.page.wait_for_function(f"before => ({speeds})() !== before", arg=before)
     visit.sampled(until="Both wrote the same")
     left, right = visit.written()
     assert left == right
