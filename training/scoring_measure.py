@@ -1,16 +1,16 @@
 """What `score` takes: rows a second, memory while it runs, one process against Ray, and runs that are killed.
 
-    python -m training.scoring_measure                      # as it is reported: an hour or so, on a quiet machine
+    python -m training.scoring_measure --write              # as it is reported: an hour or so, on a quiet machine
     python -m training.scoring_measure --rows 20000 --shipped 500 --kills 8     # to see that it works
 
-It prints Markdown tables. The tiny net is an untrained classifier of characters, a GRU of 16 in one layer, on texts of
-4 to 24 characters; the shipped one is exported/sentiment-en on texts of 20 to 200 of its own words. Each run is a fresh
-process of the command, whose memory (with that of its children) is read ten times a second.
+It prints Markdown tables, and with --write puts them into README.md. The tiny net is an untrained classifier of
+characters, a GRU of 16 in one layer, on texts of 4 to 24 characters; the shipped one is exported/sentiment-en on texts
+of 20 to 200 of its own words. Each run is a fresh process of the command, whose memory (with that of its children) is
+read ten times a second.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
@@ -19,19 +19,24 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from seqexport import export, write_checkpoint
+from seqexport.errors import InputError
 from seqexport.files import put_in_place, write_beside
+from seqexport.footprint import describe_machine
 from seqexport.networks import Network
 from seqexport.runtimes import onnx_metadata
 from seqexport.specs import NetworkSpec
 from seqexport.tabular import open_source
 from seqexport.text import UNKNOWN, Vocabulary
+from training.command import Parser, exit_code
+from training.publish import write_block
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = ROOT / "exported" / "sentiment-en" / "checkpoint.onnx"
@@ -105,7 +110,7 @@ def watched(output: Path, chunk: int, *arguments: str | Path) -> dict[str, Any]:
     over.set()
     thread.join()
     if run.returncode:
-        raise SystemExit(err)
+        raise InputError(f"The run failed: {err.strip()}")
     (begun, first), (ended, last) = parts[min(1, len(parts) - 1)], parts[-1]
     steady = (last - first) * chunk / (ended - begun) if ended > begun else float("nan")
     return {**json.loads(out), "memory": memory, "steady": steady}
@@ -130,20 +135,21 @@ def cases(folder: Path, rows: int, shipped: int) -> list[Case]:
     ]
 
 
-def throughput(folder: Path, of: list[Case]) -> None:
-    """Rows a second, and memory."""
-    print("| net | rows | seconds | rows a second | MiB over time, by fifths | peak |\n|---|---|---|---|---|---|")
+def throughput(folder: Path, of: list[Case]) -> Iterator[str]:
+    """Rows a second, and memory: the lines of a table."""
+    yield "| net | rows | seconds | rows a second | MiB over time, by fifths | peak |"
+    yield "|---|---:|---:|---:|---:|---:|"
     for name, model, data in of:
         found = watched(folder / "out.parquet", 10_000, model, data)
         about = f"{found['rows']:,} | {found['seconds']:,.0f} | {found['rows'] / found['seconds']:,.0f}"
-        print(f"| {name} | {about} | {memory_row(found)} |", flush=True)
+        yield f"| {name} | {about} | {memory_row(found)} |"
 
 
-def scaling(folder: Path, of: list[Case]) -> None:
-    """One process against Ray's one and two workers: the same bytes, and what a hundred machines would take."""
-    print(
-        "\n| net | engine | rows | seconds in all | rows a second once begun | same bytes |\n|---|---|---|---|---|---|"
-    )
+def scaling(folder: Path, of: list[Case]) -> Iterator[str]:
+    """One process against Ray's one and two workers, the same bytes: the lines of a table, and what a hundred machines
+    would take."""
+    yield "| net | engine | rows | seconds in all | rows a second once begun | same bytes |"
+    yield "|---|---|---:|---:|---:|---|"
     told = []
     for name, model, data in of:
         engines: list[tuple[str, list[str]]] = [("one process", [])]
@@ -157,9 +163,10 @@ def scaling(folder: Path, of: list[Case]) -> None:
             first, rows = first or content, found["rows"]
             rates.append(found["steady"])
             about = f"{rows:,} | {found['seconds']:,.1f} | {found['steady']:,.0f}"
-            print(f"| {name} | {engine} | {about} | {content == first} |", flush=True)
+            yield f"| {name} | {engine} | {about} | {'yes' if content == first else 'no'} |"
         told.append(arithmetic(name, data, rows, rates))
-    print("\n" + "\n".join(told))
+    yield ""
+    yield from told
 
 
 def arithmetic(name: str, data: Path, rows: int, rates: list[float]) -> str:
@@ -178,38 +185,71 @@ def arithmetic(name: str, data: Path, rows: int, rates: list[float]) -> str:
     )
 
 
-def kills(folder: Path, count: int) -> None:
-    """Runs that are killed at random instants, by tests/killing_scores.py."""
+def kills(folder: Path, count: int) -> Iterator[str]:
+    """Runs that are killed at random instants, by tests/killing_scores.py: what came of them."""
     place = folder / "kills"
     place.mkdir()
     command = [sys.executable, "tests/killing_scores.py", str(tiny_net(folder)), str(place), str(count)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=True)
-    print(f"\nkilled: {done.stdout.strip()}")
+    found = json.loads(done.stdout)
+    yield (
+        f"Of {found['runs']} runs, killed {found['kills']} times at random instants and gone on with, {found['different']} "
+        f"gave another result, {found['kept_and_scored_again']} of {found['chunks_scored']:,} chunks were scored again "
+        f"though they had been kept, {len(found['strays'])} files were left lying."
+    )
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=10_000_000, help="for the tiny net")
-    parser.add_argument("--shipped", type=int, default=100_000, help="rows for exported/sentiment-en")
-    parser.add_argument("--ray-rows", type=int, default=1_000_000, help="for the tiny net, in the comparison with Ray")
-    parser.add_argument("--kills", type=int, default=200)
-    parser.add_argument("--only", choices=("throughput", "scaling", "kills"))
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+def measure(options: Any, folder: Path) -> str:
+    """All that was asked for, printed as it comes."""
+    few = min(options.rows, options.ray_rows), max(1_000, options.shipped // 5)
+    parts: dict[str, Callable[[], Iterator[str]]] = {
+        "throughput": lambda: throughput(folder, cases(folder, options.rows, options.shipped)),
+        "scaling": lambda: scaling(folder, cases(folder, *few)),
+        "kills": lambda: kills(folder, options.kills),
+    }
+    lines = []
+    for part, lines_of in parts.items():
+        if options.only not in (None, part):
+            continue
+        for line in lines_of():
+            lines.append(line)
+            print(line, flush=True)
+        lines.append("")
+        print()
+    machine = describe_machine()
+    lines.append(
+        f"tiny: a GRU of 16 on texts of 4 to 24 characters; sentiment-en: the shipped net on texts of 20 to 200 words. "
+        f"{machine.processor}, onnxruntime {version('onnxruntime')}."
+    )
+    return "\n".join(lines)
 
-        few = min(options.rows, options.ray_rows), max(1_000, options.shipped // 5)
-        parts: dict[str, Callable[[], Any]] = {
-            "throughput": lambda: throughput(folder, cases(folder, options.rows, options.shipped)),
-            "scaling": lambda: scaling(folder, cases(folder, *few)),
-            "kills": lambda: kills(folder, options.kills),
-        }
-        for part, measure in parts.items():
-            if options.only in (None, part):
-                measure()
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print, and write README's tables."""
+    parser = Parser(prog="python -m training.scoring_measure", description="What `score` takes.")
+    parser.add_argument("--rows", type=int, default=10_000_000, help="for the tiny net (default: %(default)s)")
+    parser.add_argument(
+        "--shipped", type=int, default=100_000, help="rows for exported/sentiment-en (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--ray-rows", type=int, default=1_000_000, help="for the tiny net beside Ray (default: %(default)s)"
+    )
+    parser.add_argument("--kills", type=int, default=200, help="runs that are killed (default: %(default)s)")
+    parser.add_argument("--only", choices=("throughput", "scaling", "kills"), help="one of them alone")
+    parser.add_argument("--write", action="store_true", help="put all of it into README.md")
+    options: Any = parser.parse_args(arguments)
+
+    def work() -> None:
+        if options.write and options.only:
+            raise InputError(f"--only {options.only} would write a part for the whole: leave out --only or --write.")
+        with tempfile.TemporaryDirectory() as name:
+            told = measure(options, Path(name))
+        if options.write:
+            write_block(ROOT / "README.md", "scoring", told)
+
+    return exit_code("scoring_measure", work)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
