@@ -194,8 +194,8 @@ def kills(folder: Path, count: int) -> Iterator[str]:
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=True)
     found = json.loads(done.stdout)
     yield (
-        f"Of {found['runs']} runs, killed {found['kills']} times at random instants and gone on with, {found['different']} "
-        f"gave another result, {found['kept_and_scored_again']} of {found['chunks_scored']:,} chunks were scored again "
+        f"Of {found['runs']} runs, killed {found['kills']} times at random instants and gone on with, "
+        f"{found['different']} gave another result, {found['kept_and_scored_again']} of {found['chunks_scored']:,} chunks were scored again "
         f"though they had been kept, {len(found['strays'])} files were left lying."
     )
 
