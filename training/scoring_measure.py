@@ -195,8 +195,8 @@ def kills(folder: Path, count: int) -> Iterator[str]:
     found = json.loads(done.stdout)
     yield (
         f"Of {found['runs']} runs, killed {found['kills']} times at random instants and gone on with, "
-        f"{found['different']} gave another result, {found['kept_and_scored_again']} of {found['chunks_scored']:,} chunks were scored again "
-        f"though they had been kept, {len(found['strays'])} files were left lying."
+        f"{found['different']} gave another result; {found['kept_and_scored_again']} of {found['chunks_scored']:,} "
+        f"chunks were scored again though they had been kept; {len(found['strays'])} files were left lying."
     )
 
 
