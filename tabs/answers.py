@@ -81,7 +81,7 @@ def given(own: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], words: 
     found = {name: _array(name, outputs[name], shape) for name, shape in shapes.items()}
     calls = racing.whole("number of the browser's calls", own.get("calls"), 1, MOST_CALLS)
     milliseconds = racing.number("browser's time", own.get("milliseconds"), 0, MOST_MILLISECONDS)
-    note = words("Median of {calls} calls on your machine; the exported file, in WebAssembly", calls=calls)
+    note = words("Median of {calls} calls on your machine, in WebAssembly", calls=calls)
     return Column("onnxruntime", found, milliseconds, note, calls=calls)
 
 
@@ -101,28 +101,30 @@ def _array(name: str, part: Any, shape: tuple[int, ...]) -> np.ndarray:
     return values
 
 
-def judged(task: Task, own: Any, asked: Any, words: Words = ENGLISH) -> tuple[Any, Any, dict[str, str] | None]:
-    """The page's answer held against ONNX Runtime's on the server → its drawing, the verdict, both as HTML, and what
-    the column says of its time: none, where the answers differ. An answer to an earlier question is left out."""
+def judged(task: Task, own: Any, asked: Any, words: Words = ENGLISH) -> tuple[Any, list[list[str]] | None]:
+    """The page's answer held against ONNX Runtime's on the server → its drawing as HTML, and what the column says: its
+    time, but for answers that differ, and how far it is from the server's. Paragraphs, each its kind and its text.
+
+    An answer to an earlier question is left out.
+    """
     if not own or not isinstance(asked, Asked):
-        return "", "", None
+        return "", None
     try:
         if not isinstance(own, dict) or type(own.get("number")) is not str:
             raise InputError("The browser's answer is none: load the page again.")
         if own["number"] != asked.number:
-            return gr.skip(), gr.skip(), None
+            return gr.skip(), None
         model, feeds = task.prepare(*asked.values[:-2])
         here = racing.load_runtime(model, task.pipeline, "onnxruntime").run(feeds)
         column = given(own, {name: here[name].shape for name in task.outputs}, words)
         agreed = contest.agreement(["onnxruntime"] * 2, here, column.outputs, task.outputs)
         drawn = task.draw(column, words, *asked.values)
     except SeqExportError as error:
-        return "", "", {"note": str(error)}
-    said = {"note": words("No latency: the answers differ.")}
-    if agreed.comparable:
-        said = {"ms": f"{column.milliseconds:.1f} ms", "note": column.note}  # a page's clock knows no more
+        return "", [["note", str(error)]]
     verdict = words("Beside ONNX Runtime on the server:") + f" {agreed.sentence(words)}"
-    return drawn, f'<p class="note">{verdict}</p>', said
+    # Of a millisecond a page's clock knows no more than tenths.
+    time = [["ms", f"{column.milliseconds:.1f} ms"], ["note", column.note]] if agreed.comparable else []
+    return drawn, [*time, ["note", verdict]]
 
 
 def again(words: Words) -> str:
@@ -167,7 +169,7 @@ def offer(
 
         return spoken(begun)
 
-    def judge(own: Any, before: Any, words: Words) -> tuple[Any, Any, dict[str, str] | None]:
+    def judge(own: Any, before: Any, words: Words) -> tuple[Any, list[list[str]] | None]:
         return judged(task, own, before, words)
 
     said = gr.JSON(visible=False)
@@ -176,7 +178,7 @@ def offer(
     for event, button in ((pressed, True), *((event, False) for event in after)):
         begun = event.success(begin(button), [place.loaded, *inputs], [place.job, asked], js=browser.KNOWN, **quiet)
         ran = begun.success(None, place.job, place.own, js=browser.script("answer", place.tab), **quiet)
-        shown = ran.success(spoken(judge), [place.own, asked], [place.body, place.verdict, said], **quiet | ALONE)
+        shown = ran.success(spoken(judge), [place.own, asked], [place.body, said], **quiet | ALONE)
         shown.success(None, said, None, js=browser.script("tell", place.tab), **quiet)
         ended.append(ran)
     return ended

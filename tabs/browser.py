@@ -188,13 +188,12 @@ CSS = """
 
 @dataclass(frozen=True)
 class Place:
-    """The column's parts in a tab: its button (hidden where there is nothing to offer), the place of its answer, its
-    verdict, and what goes between the server and the page's script: what the page has loaded, the job, the answer."""
+    """The column's parts in a tab: its button (hidden where there is nothing to offer), the place of its answer,
+    and what goes between the server and the page's script: what the page has loaded, the job, the answer."""
 
     tab: str
     button: gr.Button
     body: gr.HTML
-    verdict: gr.HTML
     loaded: gr.JSON
     job: gr.JSON
     own: gr.JSON
@@ -226,26 +225,24 @@ class Place:
 
 
 def column(tab: str, height: int, value: str = "", kind: str = "column") -> Place:
-    """The visitor's own machine as a tab's column, `height` pixels for its speed. value, kind: what stands in the place
-    of its answer at first, and that place's class. The script knows the column's parts by their ids."""
+    """What is in the column of the visitor's own machine, `height` pixels for its speed. value, kind: what stands in
+    the place of its answer at first, and that place's class. The script knows the parts by their ids."""
     there = missing() is None
     nothing = fixed("To run it in your own browser too, run python -m tabs.webfiles here and start the demo again.")
     note = fixed("The same exported file, in WebAssembly on your own machine. Nothing is loaded before you ask for it.")
-    with gr.Column(min_width=320):
-        with gr.Row():
-            with gr.Column(min_width=190, elem_classes="browser-choice"):
-                gr.Markdown(fixed("Your browser"))
-                button = gr.Button(
-                    fixed("Run it in your browser too"), visible=there, size="md", elem_id=f"{tab}-browser-button"
-                )
-            with gr.Column(min_width=190):
-                gr.HTML(
-                    note if there else nothing,
-                    elem_id=f"{tab}-browser-speed",
-                    elem_classes=["latency", "browser-speed"],
-                    min_height=height,
-                )
-        body = gr.HTML(value, elem_id=f"{tab}-browser-body", elem_classes=kind, visible=there)
-        verdict = gr.HTML(elem_id=f"{tab}-browser-verdict", elem_classes="latency", min_height=24)
-        loaded, job, own = (gr.JSON(visible=False) for _ in range(3))
-    return Place(tab, button, body, verdict, loaded, job, own, there)
+    with gr.Row():
+        with gr.Column(min_width=190, elem_classes="browser-choice"):
+            gr.Markdown(fixed("Your browser"))
+            button = gr.Button(
+                fixed("Run it in your browser too"), visible=there, size="md", elem_id=f"{tab}-browser-button"
+            )
+        with gr.Column(min_width=190):
+            gr.HTML(
+                note if there else nothing,
+                elem_id=f"{tab}-browser-speed",
+                elem_classes=["latency", "browser-speed"],
+                min_height=height,
+            )
+    body = gr.HTML(value, elem_id=f"{tab}-browser-body", elem_classes=kind, visible=there)
+    loaded, job, own = (gr.JSON(visible=False) for _ in range(3))
+    return Place(tab, button, body, loaded, job, own, there)

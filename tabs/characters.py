@@ -376,16 +376,18 @@ def tab(page: gr.Blocks, here: gr.Tab) -> None:
         go = gr.Button(fixed("Race"), variant="primary", size="lg", scale=2)
         stop = gr.Button(fixed("Stop"), variant="stop", size="lg", interactive=False)
         measure = gr.Button(fixed("Measure"), size="lg")
-    places: list[browser.Place] = []
+    places: list[tuple[browser.Place, gr.HTML]] = []
     sides = []
 
     def third() -> None:
-        places.append(browser.column("characters", 112, f"{racing.WRITTEN}</pre>"))
+        place = browser.column("characters", 112, f"{racing.WRITTEN}</pre>")
+        said = gr.HTML(elem_id="characters-browser-verdict", elem_classes="latency", min_height=24)
+        places.append((place, said))
 
     for runtime, speed in racing.columns("generate", height=112, third=third):
         written = gr.HTML(f"{racing.WRITTEN}</pre>", elem_classes="column")
         sides.append((runtime, written, speed, gr.State()))
-    own = places[0]
+    own, verdict = places[0]
     with gr.Accordion(fixed("All the numbers"), open=False):
         numbers = gr.JSON(label=fixed("Result"), show_label=False)
 
@@ -434,7 +436,7 @@ def tab(page: gr.Blocks, here: gr.Tab) -> None:
         for event, function in ((start, "race"), (alone, "press"))
     ]
     for event in wrote:
-        event.success(spoken(judged), [own.own, *question], own.verdict, **quiet | ALONE)
+        event.success(spoken(judged), [own.own, *question], verdict, **quiet | ALONE)
     own.offer(page, here, [model], folder_of, lambda words: words("Write it in your browser"), wrote)
 
     stop.click(

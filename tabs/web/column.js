@@ -120,8 +120,8 @@ export async function answer(tab, asked) {
   })];
 }
 
-/** What the server says of the answer's time, now that it has seen the answer. */
+/** What the server says of the answer, now that it has seen it: [kind, text] for each paragraph. */
 export function tell(tab, said) {
-  if (said) say(tab, ...Object.entries(said).map(([kind, text]) => paragraph(kind, text)));
+  if (said) say(tab, ...[...said].map(([kind, text]) => paragraph(kind, text)));
   return [];
 }
