@@ -22,7 +22,7 @@ from starlette.applications import Starlette  # noqa: E402
 from starlette.testclient import TestClient  # noqa: E402
 
 from tabs import answers, browser, characters, forecast, racing, sentiment_nets, series  # noqa: E402
-from tabs.languages import Words, spoken  # noqa: E402
+from tabs.languages import spoken  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 # Gradio leaves event loops and their sockets to the garbage collector.
