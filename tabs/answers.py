@@ -157,6 +157,7 @@ def offer(
     # The page opens on an answer to what stands in its fields.
     asked = gr.State(Asked([getattr(part, "value", None) for part in inputs]), time_to_live=KEPT)
     quiet: dict[str, Any] = {"preprocess": False, "show_progress": "hidden", "api_visibility": "private"}
+    quiet["trigger_mode"] = "multiple"  # by default an event that comes while the one before waits is dropped
 
     def others(request: gr.Request, before: Any, *values: Any) -> tuple[Any, ...]:
         if isinstance(before, Asked) and same(before.values, values):

@@ -201,16 +201,15 @@ class Place:
 
     def offer(
         self,
-        page: gr.Blocks,
-        here: gr.Tab,
+        opened: Sequence[Any],
         choice: Sequence[gr.Radio | gr.Dropdown],
         model_of: Callable[..., str],
         again: Callable[[Words], str],
         after: Sequence[Any],
     ) -> None:
-        """Name the button after the net that is chosen: when the page is opened, when the tab is, when another net is
-        chosen, and when the script has come to an end (`after`). model_of: from the choice's values to the model's
-        folder, or InputError. again: the name of a net that was loaded."""
+        """Name the button after the net that is chosen: when the tab is looked at (the events `opened`), when another
+        net is chosen, and when the script has come to an end (the events `after`). model_of: from the choice's values
+        to the model's folder, or InputError. again: the name for a net that was loaded."""
 
         def named(loaded: Any, *values: Any, words: Words) -> Any:
             try:
@@ -219,7 +218,8 @@ class Place:
                 return gr.skip()
 
         quiet: dict[str, Any] = {"queue": False, "preprocess": False, "show_progress": "hidden"}
-        events = (page.load, here.select, *(part.change for part in choice), *(event.success for event in after))
+        quiet["trigger_mode"] = "always_last"
+        events = (*opened, *(part.change for part in choice), *(event.success for event in after))
         for event in events if self.there else ():
             event(spoken(named), [self.loaded, *choice], self.button, js=KNOWN, api_visibility="private", **quiet)
 

@@ -435,9 +435,9 @@ def tab(page: gr.Blocks, here: gr.Tab) -> None:
         event.success(None, own.job, own.own, js=browser.script(function, own.tab), **quiet)
         for event, function in ((start, "race"), (alone, "press"))
     ]
-    for event in wrote:
-        event.success(spoken(judged), [own.own, *question], verdict, **quiet | ALONE)
-    own.offer(page, here, [model], folder_of, lambda words: words("Write it in your browser"), wrote)
+    for event in wrote:  # each is judged: by default an event that comes while the one before waits is dropped
+        event.success(spoken(judged), [own.own, *question], verdict, trigger_mode="multiple", **quiet | ALONE)
+    own.offer([here.select], [model], folder_of, lambda words: words("Write it in your browser"), wrote)
 
     stop.click(
         spoken(stopped), None, [result, *controls], js=browser.script("stop", own.tab), cancels=[*streams, *ends],

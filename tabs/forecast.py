@@ -431,7 +431,7 @@ def tab(page: gr.Blocks, here: gr.Tab) -> None:
     page.load(forecast, inputs, outputs, api_visibility="private", **EVENT)
     task = answers.Task("forecast", SHOWN, prepare, draw_own)
     ended = answers.offer(own[0], task, inputs, forecast, outputs, answered_now)
-    own[0].offer(page, here, [source, net, cell], model_of, answers.again, ended)
+    own[0].offer([page.load, here.select], [source, net, cell], model_of, answers.again, ended)
     places = [(runtime, latency) for runtime, latency, _ in sides]
     contest.offer(asked, "forecast", prepare, question, places, result, SHOWN)
     gr.api(forecast_values, api_name="forecast_values", **ALONE)

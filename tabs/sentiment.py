@@ -27,7 +27,7 @@ OUTPUTS = ("probabilities", "running")
 PLACES = """
 #sentiment-result { min-height: 108px; }
 #sentiment-sides .block.latency { min-height: 112px; }
-#sentiment-sides .block.opinions { min-height: 11.5rem; }
+#sentiment-sides .block.opinions { min-height: 13rem; }
 #sentiment-about { min-height: 4rem; }
 @media (max-width: 860px) {
   #sentiment-result { min-height: 180px; }
@@ -314,7 +314,7 @@ def tab(page: gr.Blocks, here: gr.Tab) -> None:
     ]
     task = answers.Task("classify", OUTPUTS, prepare, draw_own)
     ended = answers.offer(own[0], task, inputs, sentiment, outputs, answered)
-    own[0].offer(page, here, [language, cell], model_of, answers.again, ended)
+    own[0].offer([here.select], [language, cell], model_of, answers.again, ended)
     places = [(runtime, latency) for runtime, latency, _ in sides]
     contest.offer(asked, "classify", prepare, question, places, result, OUTPUTS)
     language.change(cells_of, language, cell, queue=False, show_progress="hidden", api_visibility="private")
