@@ -32,6 +32,11 @@ CHUNK = 8  # characters at least in a call, so that what is timed is the writing
 Question = tuple[str, str, int, float, int, float, int]  # model, prompt, length, temperature, top_k, top_p, seed
 
 
+def folder_of(model: Any) -> str:
+    """The folder of a model by the name that is shown. Raises InputError for another."""
+    return MODELS[one_of("model", model, tuple(MODELS))]
+
+
 def ask(
     model: Any, prompt: Any, length: Any, temperature: Any, top_k: Any, top_p: Any, seed: Any
 ) -> tuple[str, Vocabulary, dict[str, Any], list[str]]:
@@ -39,7 +44,7 @@ def ask(
 
     All uniform numbers are drawn at once, so that the text depends on the seed only, and not on how it is cut.
     """
-    folder = MODELS[one_of("model", model, tuple(MODELS))]
+    folder = folder_of(model)
     steps = whole("number of characters", length, 1, MAX_CHARACTERS)
     preprocessing = racing.load_runtime(folder, "generate", "onnxruntime").metadata["preprocessing"]
     vocabulary = Vocabulary.from_dict(preprocessing["vocabulary"])
@@ -106,11 +111,11 @@ def running(name: str, lane: str, folder: str) -> Runtime:
     return racing.load_runtime(folder, "generate", name, RUNTIMES[name].onednn[-1], lane)
 
 
-def opening(offers: Any, left: str, right: str, *question: Any, words: Words = ENGLISH) -> tuple[Any, Any, Any, Any]:
-    """What the tab shows when it is first looked at → a sentence, the beginning of each column's text, and what is
-    offered to be loaded into the browser. Nothing the second time, when `offers` are there."""
-    if offers:
-        return (gr.skip(),) * 4
+def opening(said: Any, left: str, right: str, *question: Any, words: Words = ENGLISH) -> tuple[Any, Any, Any]:
+    """What the tab shows when it is first looked at → a sentence, and the beginning of each column's text. Nothing the
+    second time, when something is `said`."""
+    if said:
+        return (gr.skip(),) * 3
     with sentences():
         names = racing.chosen(left, right, "generate")
         folder, vocabulary, feeds, _ = ask(*question)
@@ -119,12 +124,12 @@ def opening(offers: Any, left: str, right: str, *question: Any, words: Words = E
     shown = [show_text(str(question[1]), vocabulary.decode(texts[name])) for name in names]
     lead = words("The same prompt, the same random numbers: the same text.")
     detail = words("Race lets the columns write at the same time; Measure takes them in turns and tells the speeds.")
-    return racing.say(lead, detail), shown[0], shown[1], browser.offers(MODELS, words)
+    return racing.say(lead, detail), shown[0], shown[1]
 
 
 def begin(playback: Any, *question: Any, words: Words = ENGLISH) -> tuple[Any, ...]:
     """Check the question before the columns start → the notes, two empty records, the browser's job (None where it
-    can have none) and what is offered to it, and the buttons' new state."""
+    can have none), and the buttons' new state."""
     with sentences():
         factor = number("playback", playback, PLAYBACK[0], PLAYBACK[-1])
         folder, _, feeds, notes = ask(*question)
@@ -132,7 +137,7 @@ def begin(playback: Any, *question: Any, words: Words = ENGLISH) -> tuple[Any, .
         words("Writing …"), html.escape(" ".join(notes)) or words("All columns read the same random numbers.")
     )
     job = browser.job(folder, str(question[1]), feeds, words, factor)
-    return lead, None, None, job, browser.offers(MODELS, words), *buttons(busy=True)
+    return lead, None, None, job, *buttons(busy=True)
 
 
 def own_job(*question: Any, words: Words = ENGLISH) -> dict[str, Any] | None:
@@ -371,12 +376,18 @@ def tab(page: gr.Blocks, here: gr.Tab) -> None:
         go = gr.Button(fixed("Race"), variant="primary", size="lg", scale=2)
         stop = gr.Button(fixed("Stop"), variant="stop", size="lg", interactive=False)
         measure = gr.Button(fixed("Measure"), size="lg")
-    places: list[browser.Place] = []
+    places: list[tuple[browser.Place, gr.HTML]] = []
     sides = []
-    for runtime, speed in racing.columns("generate", height=112, third=lambda: places.append(browser.column(112))):
+
+    def third() -> None:
+        place = browser.column("characters", 112, f"{racing.WRITTEN}</pre>")
+        said = gr.HTML(elem_id="characters-browser-verdict", elem_classes="latency", min_height=24)
+        places.append((place, said))
+
+    for runtime, speed in racing.columns("generate", height=112, third=third):
         written = gr.HTML(f"{racing.WRITTEN}</pre>", elem_classes="column")
         sides.append((runtime, written, speed, gr.State()))
-    own = places[0]
+    own, verdict = places[0]
     with gr.Accordion(fixed("All the numbers"), open=False):
         numbers = gr.JSON(label=fixed("Result"), show_label=False)
 
@@ -387,14 +398,14 @@ def tab(page: gr.Blocks, here: gr.Tab) -> None:
 
     # The first texts are written when the tab is first looked at, and not while the page opens.
     opened = here.select(
-        spoken(opening), [own.offers, *runtimes, *question], [result, *texts, own.offers],
+        spoken(opening), [result, *runtimes, *question], [result, *texts],
         api_visibility="private", **EVENT,
     )  # fmt: skip
     # A race does not wait for them, and they must not come over what it has written.
     start = go.click(
         spoken(begin),
         [playback, *question],
-        [result, *records, own.job, own.offers, *controls],
+        [result, *records, own.job, *controls],
         cancels=opened,
         **quiet,
     )
@@ -420,17 +431,17 @@ def tab(page: gr.Blocks, here: gr.Tab) -> None:
 
     # The visitor's own machine: in every race, once its button was pressed, and by its button alone.
     alone = own.button.click(spoken(own_job), question, own.job, **quiet)
-    for event, function in ((start, "race"), (alone, "press")):
-        wrote = event.success(None, [own.job, own.button], [own.own, own.button], js=browser.script(function), **quiet)
-        wrote.success(spoken(judged), [own.own, *question], own.verdict, **quiet | ALONE)
+    wrote = [
+        event.success(None, own.job, own.own, js=browser.script(function, own.tab), **quiet)
+        for event, function in ((start, "race"), (alone, "press"))
+    ]
+    for event in wrote:  # each is judged: by default an event that comes while the one before waits is dropped
+        event.success(spoken(judged), [own.own, *question], verdict, trigger_mode="multiple", **quiet | ALONE)
+    own.offer([here.select], [model], folder_of, lambda words: words("Write it in your browser"), wrote)
 
     stop.click(
-        spoken(stopped), None, [result, *controls], js=browser.script("stop"), cancels=[*streams, *ends], queue=False,
-        api_visibility="private",
+        spoken(stopped), None, [result, *controls], js=browser.script("stop", own.tab), cancels=[*streams, *ends],
+        queue=False, api_visibility="private",
     )  # fmt: skip
     model.change(PROMPTS.get, model, prompt, queue=False, show_progress="hidden", api_visibility="private")
-    if own.there:
-        relabel = quiet | {"js": browser.script("label")}
-        model.change(None, [model, own.offers], own.button, **relabel)
-        own.offers.change(None, [model, own.offers], own.button, **relabel)
     gr.api(characters_values, api_name="characters_values", **ALONE)

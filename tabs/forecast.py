@@ -11,14 +11,13 @@ import gradio as gr
 import numpy as np
 
 from seqexport.errors import InputError
-from tabs import chart, contest, own_series, racing, series
+from tabs import answers, browser, chart, contest, own_series, racing, series
 from tabs.contest import Agreement
 from tabs.languages import ENGLISH, Words, fixed
 from tabs.own_series import Table
 from tabs.racing import ALONE, CAREFUL, EVENT, MAX_SEED, QUICK, RUNTIMES, Column, Measurement, one_of, sentences, whole
-from tabs.series import MAX_HORIZON, SHIPPED, Series
+from tabs.series import CELLS, MAX_HORIZON, SHIPPED, Series
 
-CELLS = ("RNN", "LSTM", "GRU")
 MAX_PATHS = 200
 PASTED, FILE = "pasted", "file"
 KEPT = 3600  # seconds that a visitor's table is kept after it was last used
@@ -42,7 +41,7 @@ class Question:
     @property
     def model(self) -> str:
         """Its folder in exported/."""
-        return f"{self.net}-{self.cell.lower()}"
+        return model_of(self.net, self.net, self.cell)
 
     @property
     def feeds(self) -> Mapping[str, np.ndarray]:
@@ -53,6 +52,13 @@ class Question:
     def horizon(self) -> int:
         """Steps that are forecast."""
         return self.noise.shape[2]
+
+
+def model_of(source: Any, net: Any, cell: Any) -> str:
+    """The folder in exported/ of the net that reads a source: a series' own, and the chosen one for the visitor's
+    values. Raises InputError for what there is not."""
+    name = net if source in (PASTED, FILE) else source
+    return f"{one_of('net', name, series.nets())}-{one_of('cell', cell, CELLS).lower()}"
 
 
 def draw_noise(paths: int, horizon: int, seed: int) -> np.ndarray:
@@ -121,6 +127,11 @@ def paths_of(column: Column) -> np.ndarray:
     return column.outputs["path"][0]
 
 
+def label_of(column: Column) -> str:
+    """The runtime of a column, to read."""
+    return RUNTIMES[column.runtime].label
+
+
 def score(asked: Question, paths: np.ndarray) -> dict[str, float]:
     """Mean absolute errors of the central path and of the last season again, and the truth's share in the 90 % band."""
     truth = asked.series.truth
@@ -145,7 +156,7 @@ def answered(
     numbers = numbers_of(asked, one, other, agreed, found) | {"seed": int(values[-1])}
     framed = chart.frame(asked.series, [paths_of(one), paths_of(other)])
     plots = [
-        chart.draw(asked.series, paths_of(side), asked.season, framed, seen(asked, side, words), words)
+        chart.draw(asked.series, paths_of(side), asked.season, framed, seen(asked, side, label_of(side), words), words)
         for side in (one, other)
     ]
     latencies = [racing.show_latency(side if agreed.comparable else None, words=words) for side in (one, other)]
@@ -223,16 +234,29 @@ def what(asked: Question, words: Words = ENGLISH) -> str:
     )  # fmt: skip
 
 
-def seen(asked: Question, column: Column, words: Words = ENGLISH) -> str:
-    """A drawing in words, for those who do not see it."""
+def seen(asked: Question, column: Column, runtime: str, words: Words = ENGLISH) -> str:
+    """A drawing in words, for those who do not see it. runtime: what the column is called."""
     central = paths_of(column)[0]
     return words(
         "Line chart, {runtime}: what was observed, then {horizon} {steps} of forecast. The central path starts at "
         "{first:,.1f}, ends at {last:,.1f}, and lies between {low:,.1f} and {high:,.1f}.",
-        runtime=RUNTIMES[column.runtime].label, horizon=asked.horizon,
+        runtime=runtime, horizon=asked.horizon,
         steps=series.steps_said(asked.series.step, words),
         first=central[0], last=central[-1], low=central.min(), high=central.max(),
     )  # fmt: skip
+
+
+def draw_own(column: Column, words: Words, *values: Any) -> str:
+    """The visitor's own machine's answer, drawn in one frame with the columns' that are beside it, as HTML. values: the
+    question's, then left's and right's runtime."""
+    *question, left, right = values
+    names, asked = racing.chosen(left, right, "forecast"), ask(words, *question)
+    others = [racing.load_runtime(asked.model, "forecast", name, RUNTIMES[name].onednn[-1]) for name in names]
+    paths = paths_of(column)
+    framed = chart.frame(asked.series, [*(runtime.run(asked.feeds)["path"][0] for runtime in others), paths])
+    return chart.draw(
+        asked.series, paths, asked.season, framed, seen(asked, column, words("Your browser"), words), words
+    )
 
 
 def forecast(
@@ -380,7 +404,12 @@ def tab(page: gr.Blocks, here: gr.Tab) -> None:
             seed = gr.Number(value=0, precision=0, minimum=0, maximum=MAX_SEED, label=fixed("Seed of the noise"))
     asked = contest.buttons(fixed("Forecast"))
     sides = []
-    for runtime, latency in racing.columns("forecast", height=112):
+    own: list[browser.Place] = []
+
+    def third() -> None:
+        own.append(browser.column("forecast", 112, kind="drawing"))
+
+    for runtime, latency in racing.columns("forecast", height=112, third=third):
         sides.append((runtime, latency, gr.HTML(elem_classes="drawing", min_height=380)))
     with gr.Accordion(fixed("All the numbers"), open=False):
         numbers = gr.JSON(label=fixed("Result"), show_label=False)
@@ -394,9 +423,15 @@ def tab(page: gr.Blocks, here: gr.Tab) -> None:
     (left, *left_outputs), (right, *right_outputs) = sides
     question = [source, start, text, table, column, net, cell, horizon, paths, seed]
     outputs = [result, *left_outputs, *right_outputs, numbers]
-    asked.go.click(forecast, [*question, left, right], outputs, api_name="forecast", **EVENT)
-    page.load(forecast, [*question, left, right], outputs, api_visibility="private", **EVENT)
-    asked.measure.click(measured, [*question, left, right], outputs, api_visibility="private", **EVENT)
+    inputs = [*question, left, right]
+    answered_now = [
+        asked.go.click(forecast, inputs, outputs, api_name="forecast", **EVENT),
+        asked.measure.click(measured, inputs, outputs, api_visibility="private", **EVENT),
+    ]
+    page.load(forecast, inputs, outputs, api_visibility="private", **EVENT)
+    task = answers.Task("forecast", SHOWN, prepare, draw_own)
+    ended = answers.offer(own[0], task, inputs, forecast, outputs, answered_now)
+    own[0].offer([page.load, here.select], [source, net, cell], model_of, answers.again, ended)
     places = [(runtime, latency) for runtime, latency, _ in sides]
     contest.offer(asked, "forecast", prepare, question, places, result, SHOWN)
     gr.api(forecast_values, api_name="forecast_values", **ALONE)

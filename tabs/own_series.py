@@ -29,7 +29,7 @@ TRIED = 200  # cells by which a column is taken for one of numbers
 MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Table:
     """What was read of a file: its columns of numbers, float64 (rows,) with NaN where there is none, by name; the dates
     of the rows where there are any; the rows' numbers in the file; its first cells, and what was done, to be said."""

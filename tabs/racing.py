@@ -281,7 +281,7 @@ def columns(
     pipeline: str, height: int, third: Callable[[], Any] | None = None
 ) -> Iterator[tuple[gr.Dropdown, gr.HTML]]:
     """The left and the right column: the choice of its runtime, and the place of its latency, `height` pixels high.
-    What the caller makes while it has one of them stands below. third: makes one more column beside them."""
+    What the caller makes while it has one of them stands below. third: makes what is in one more column beside them."""
     choices = [(RUNTIMES[name].label, name) for name in present(pipeline)]
     with gr.Row():
         for name, label in ((LEFT, fixed("Left runtime")), (RIGHT, fixed("Right runtime"))):
@@ -293,7 +293,8 @@ def columns(
                         latency = gr.HTML(elem_classes="latency", min_height=height)
                 yield runtime, latency
         if third is not None:
-            third()
+            with gr.Column(min_width=320):
+                third()
 
 
 @contextlib.contextmanager

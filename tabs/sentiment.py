@@ -13,7 +13,7 @@ import numpy as np
 
 from seqexport.errors import InputError, UnsupportedError
 from seqexport.text import Vocabulary
-from tabs import contest, opinions, racing, text_lists
+from tabs import answers, browser, contest, opinions, racing, text_lists
 from tabs.contest import Agreement
 from tabs.languages import ENGLISH, Words, fixed
 from tabs.opinions import show_texts
@@ -27,7 +27,7 @@ OUTPUTS = ("probabilities", "running")
 PLACES = """
 #sentiment-result { min-height: 108px; }
 #sentiment-sides .block.latency { min-height: 112px; }
-#sentiment-sides .block.opinions { min-height: 11.5rem; }
+#sentiment-sides .block.opinions { min-height: 13rem; }
 #sentiment-about { min-height: 4rem; }
 @media (max-width: 860px) {
   #sentiment-result { min-height: 180px; }
@@ -196,6 +196,17 @@ def answer(
     return racing.say(html.escape(lead), html.escape(detail)), shown[0], shown[1], shown[2], shown[3], known, numbers
 
 
+def draw_own(column: Column, words: Words, language: Any, cell: Any, text: Any, *_: Any) -> str:
+    """The visitor's own machine's answer, shown like the other columns', as HTML."""
+    chosen = net(language, cell)
+    return show_texts(chosen.vocabulary, chosen.labels, split_lines(text), column, words)
+
+
+def model_of(language: Any, cell: Any) -> str:
+    """The folder of a net. Raises InputError where there is none."""
+    return net(language, cell).model
+
+
 def sentiment(
     language: str, cell: str, text: str, left: str, right: str, request: gr.Request | None = None
 ) -> tuple[str, str, str, str, str, str, dict[str, Any]]:
@@ -279,8 +290,13 @@ def tab(page: gr.Blocks, here: gr.Tab) -> None:
     )
     gr.Markdown(legend, elem_id="sentiment-legend", elem_classes="legend")
     sides = []
+    own: list[browser.Place] = []
+
+    def third() -> None:
+        own.append(browser.column("sentiment", 112))
+
     with gr.Column(elem_id="sentiment-sides"):
-        for runtime, latency in racing.columns("classify", height=112):  # three lines of note
+        for runtime, latency in racing.columns("classify", height=112, third=third):  # three lines of note
             sides.append((runtime, latency, gr.HTML(elem_classes="opinions")))
     known = gr.HTML(elem_id="sentiment-about", elem_classes="legend")
     with gr.Accordion(fixed("All the numbers"), open=False):
@@ -291,11 +307,16 @@ def tab(page: gr.Blocks, here: gr.Tab) -> None:
     question = [language, cell, text]
     inputs = [*question, left, right]
     outputs = [result, *left_outputs, *right_outputs, known, numbers]
-    asked.go.click(sentiment, inputs, outputs, api_name="sentiment", **EVENT)
-    asked.measure.click(sentiment_measured, inputs, outputs, api_visibility="private", **EVENT)
+    answered = [
+        asked.go.click(sentiment, inputs, outputs, api_name="sentiment", **EVENT),
+        asked.measure.click(sentiment_measured, inputs, outputs, api_visibility="private", **EVENT),
+        examples.load_input_event.success(sentiment, inputs, outputs, api_visibility="private", **EVENT),
+    ]
+    task = answers.Task("classify", OUTPUTS, prepare, draw_own)
+    ended = answers.offer(own[0], task, inputs, sentiment, outputs, answered)
+    own[0].offer([here.select], [language, cell], model_of, answers.again, ended)
     places = [(runtime, latency) for runtime, latency, _ in sides]
     contest.offer(asked, "classify", prepare, question, places, result, OUTPUTS)
-    examples.load_input_event.success(sentiment, inputs, outputs, api_visibility="private", **EVENT)
     language.change(cells_of, language, cell, queue=False, show_progress="hidden", api_visibility="private")
     # The first answer is made when the tab is first looked at, and not while the page opens.
     here.select(first, [result, *inputs], outputs, api_visibility="private", **EVENT)

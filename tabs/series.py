@@ -18,6 +18,7 @@ from seqexport.errors import FileError, InputError
 from tabs import racing
 from tabs.languages import ENGLISH, Words
 
+CELLS = ("RNN", "LSTM", "GRU")  # of each series' nets
 MAX_VALUES, MAX_SIZE, MAX_HORIZON = 20_000, 1e9, 600
 
 

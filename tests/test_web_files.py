@@ -21,8 +21,8 @@ gr = pytest.importorskip("gradio")
 from starlette.applications import Starlette  # noqa: E402
 from starlette.testclient import TestClient  # noqa: E402
 
-from tabs import browser, characters  # noqa: E402
-from tabs.languages import Words, spoken  # noqa: E402
+from tabs import answers, browser, characters, forecast, racing, sentiment_nets, series  # noqa: E402
+from tabs.languages import spoken  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 # Gradio leaves event loops and their sockets to the garbage collector.
@@ -144,7 +144,8 @@ def test_a_file_that_the_browser_has_is_not_sent_again(brought, client, name):
         "",
         "README.md",
         "demo.py",
-        "models/sunspots-gru.onnx",
+        "models/sunspots-cnn.onnx",
+        "models/sunspots-gru.int8.onnx",
         "models/characters-en/checkpoint.pt",
         "models/..%2f..%2fdemo.py",
         "..%2fwebfiles.py",
@@ -160,6 +161,31 @@ def test_no_other_name_is_served(brought, client, name):
     assert len(answered.text) < 100
 
 
+def test_every_net_that_a_tab_offers_is_served_and_no_other_file(brought, client):
+    offered = {forecast.model_of(name, None, cell) for name in series.SHIPPED for cell in forecast.CELLS}
+    offered |= {net for cells in sentiment_nets.MODELS.values() for net in cells.values()}
+    offered |= set(characters.MODELS.values())
+    assert offered == set(browser.MODELS)
+    for model, pipeline in browser.MODELS.items():
+        found = get(client, f"models/{model}.onnx")
+        assert found.content == (ROOT / f"exported/{model}/checkpoint.{pipeline}.onnx").read_bytes()
+        assert found.headers["content-type"] == "application/octet-stream"
+
+
+def test_a_net_that_is_not_there_is_not_served(brought, client, tmp_path, monkeypatch):
+    monkeypatch.setattr(racing, "EXPORTED", tmp_path)
+    assert get(client, "models/uk-demand-gru.onnx").status_code == 404
+
+
+def test_the_button_tells_what_is_left_to_be_loaded(brought, monkeypatch):
+    weighs = {"model": 0.041, "runtime": 3.7}
+    monkeypatch.setattr(browser, "sizes", lambda model: weighs)
+    assert browser.label("sunspots-gru", None, "Again") == "Run it in your browser too (3.7 MB)"
+    assert browser.label("sunspots-gru", ["characters-en.onnx"], "Again") == "Run it in your browser too (0.04 MB)"
+    assert browser.label("sunspots-gru", ["sunspots-gru.onnx"], "Again") == "Again"
+    assert browser.label("sunspots-gru", {"sunspots-gru.onnx": 1}, "Again") == "Run it in your browser too (3.7 MB)"
+
+
 def test_only_reading_is_allowed(client):
     assert client.post(f"{browser.PREFIX}/worker.js").status_code == 405
 
@@ -167,11 +193,11 @@ def test_only_reading_is_allowed(client):
 def test_without_the_package_nothing_is_offered(tmp_path, monkeypatch, client):
     monkeypatch.setattr(webfiles, "BROUGHT", tmp_path / "none")
     assert browser.missing() == "onnxruntime-web is not here; python -m tabs.webfiles brings it (it needs npm)."
-    assert browser.offers(characters.MODELS, Words()) == {"none": True}
     assert characters.own_job("Shakespeare (English)", "ROMEO\n", 5, 1, 0, 1, 0) is None
     assert get(client, "ort.js").status_code == 404
     with gr.Blocks():
-        place = browser.column(72)
+        place = browser.column("forecast", 72)
+        assert answers.offer(place, None, [], print, [], []) == []  # no event is there that could ask for it
     assert place.there is False
     assert place.button.visible is False
 
@@ -184,7 +210,7 @@ def test_a_job_holds_the_servers_numbers_to_the_last_bit(brought):
     assert sent.tobytes() == feeds["uniforms"].tobytes()
     assert job["prompt"] == vocabulary.encode("ROMEO\n")
     assert job["settings"] == {"temperature": 0.7, "top_k": 5, "top_p": 0.9}
-    assert job["megabytes"] == pytest.approx(7.7, abs=0.1)
+    assert job["megabytes"]["model"] == pytest.approx(7.7, abs=0.1)
     json.dumps(job)
 
 

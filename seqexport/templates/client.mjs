@@ -157,8 +157,9 @@ export class Model {
     return Object.fromEntries(Object.entries(found).filter(([name]) => !kept.includes(name)));
   }
 
-  /** Nested arrays of numbers as a tensor of the input's type; int64 has BigInts. */
+  /** Nested arrays of numbers as a tensor of the input's type; int64 has BigInts. A tensor stays what it is. */
   tensor(name, value) {
+    if (value instanceof this.ort.Tensor) return value;
     const dims = [];
     for (let level = value; Array.isArray(level); level = level[0]) dims.push(level.length);
     const { type } = this.inputs.get(name);

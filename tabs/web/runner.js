@@ -1,4 +1,4 @@
-// The worker, for a page: await runner.load(model), then runner.ask(…) and runner.write(…).
+// The worker, for a page: await runner.load(model), then runner.ask(…), compute(…) and write(…).
 
 export class Runner {
   constructor() {
@@ -45,6 +45,11 @@ export class Runner {
   /** Answer one line: see the worker's ask. */
   ask(job) {
     return this.call("ask", job);
+  }
+
+  /** Answer the graph's own inputs: see the worker's compute. */
+  compute(job) {
+    return this.call("compute", job);
   }
 
   /** The tokens of a text. */

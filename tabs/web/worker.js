@@ -89,10 +89,8 @@ async function write({ model: name, prompt, uniforms, settings, slower = 1 }, pa
   return { tokens, text: model.decode(tokens), seconds, stopped: begun !== stops };
 }
 
-/** One answer: `line` is what the client's program reads from a line, or the graph's own inputs. */
-async function ask({ model: name, line, options = {} }) {
-  const model = models.get(name);
-  const feeds = feedsOf(model, line, options, uniform(options.seed ?? 0));
+/** A model's outputs for its feeds, and the median of its calls' milliseconds. */
+async function timed(model, feeds) {
   const taken = [];
   let outputs;
   for (const end = performance.now() + MEASURED; taken.length < 2 || performance.now() < end; ) {
@@ -103,7 +101,22 @@ async function ask({ model: name, line, options = {} }) {
     if (taken.length === 26) break;
   }
   const sorted = taken.slice(1).sort((one, other) => one - other); // the first was to warm up
-  return { ...answer(model, outputs), milliseconds: sorted[Math.floor(sorted.length / 2)], calls: sorted.length };
+  return { outputs, milliseconds: sorted[Math.floor(sorted.length / 2)], calls: sorted.length };
+}
+
+/** One answer: `line` is what the client's program reads from a line, or the graph's own inputs. */
+async function ask({ model: name, line, options = {} }) {
+  const model = models.get(name);
+  const { outputs, ...times } = await timed(model, feedsOf(model, line, options, uniform(options.seed ?? 0)));
+  return { ...answer(model, outputs), ...times };
+}
+
+/** One answer to the graph's own inputs, {name: {type, dims, data}} → the outputs of these names, likewise. */
+async function compute({ model: name, inputs, outputs: names }) {
+  const made = ([input, { type, dims, data }]) => [input, new ort.Tensor(type, data, dims)];
+  const { outputs, ...times } = await timed(models.get(name), Object.fromEntries(Object.entries(inputs).map(made)));
+  const taken = names.map((output) => [output, { dims: [...outputs[output].dims], data: outputs[output].data }]);
+  return { outputs: Object.fromEntries(taken), ...times };
 }
 
 /** The numbers of a text's tokens, and what the file says of its data. */
@@ -113,7 +126,7 @@ async function read({ model: name, text }) {
   return { tokens: model.encode(text), labels: model.labels, unit, lowercase };
 }
 
-const kinds = { load, write, ask, read };
+const kinds = { load, write, ask, compute, read };
 
 self.onmessage = ({ data: { id, kind, ...job } }) => {
   if (kind === "stop") {
