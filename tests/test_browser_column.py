@@ -48,6 +48,12 @@ def url(brought: None) -> Iterator[str]:
     gc.collect()
 
 
+def offered(model: str, again: bool = False) -> str:
+    """What the button says of a model before it is loaded: with onnxruntime-web unless that is there."""
+    files = [EXPORTED / model / "checkpoint.generate.onnx", *([] if again else webfiles.onnxruntime_web().values())]
+    return f"Run it in your browser too ({sum(path.stat().st_size for path in files) / 1e6:.1f} MB)"
+
+
 def own(visit: Visit) -> str:
     """The text of the visitor's own machine."""
     return visit.page.eval_on_selector(WRITTEN, "place => place.textContent")
@@ -70,7 +76,7 @@ def test_the_third_column_writes_the_servers_text(
     asked: list[str] = []
     visit.page.on("request", lambda request: asked.append(urlparse(request.url).path))
     visit.open("Characters")
-    button = visit.page.get_by_role("button", name="Run it in your browser too (11.4 MB)")
+    button = visit.page.get_by_role("button", name=offered("characters-en"))
     button.wait_for()
     assert not any("/browser/models/" in path or "ort" in path for path in asked)  # nothing before it is asked for
     visit.page.get_by_label("as fast as it is").check()
@@ -100,9 +106,9 @@ def test_the_third_column_writes_the_servers_text(
 def test_another_net_is_offered_with_its_size_before_it_is_loaded(browser: "sync_api.Browser", url: str) -> None:
     visit = Visit(browser, url, 1280, "light")
     visit.open("Characters")
-    visit.page.get_by_role("button", name="Run it in your browser too (11.4 MB)").wait_for()
+    visit.page.get_by_role("button", name=offered("characters-en")).wait_for()
     visit.page.get_by_label("三国演义 (中文)").check()
-    button = visit.page.get_by_role("button", name="Run it in your browser too (10.8 MB)")
+    button = visit.page.get_by_role("button", name=offered("characters-zh"))
     button.wait_for()
     visit.page.get_by_label("number input for Characters to write").fill("60")
     button.click()
@@ -110,7 +116,7 @@ def test_another_net_is_offered_with_its_size_before_it_is_loaded(browser: "sync
     assert own(visit).startswith("却说玄德")
     visit.page.get_by_label("Shakespeare (English)").check()
     # What runs the nets is there by now: the other net alone is left to be loaded.
-    visit.page.get_by_role("button", name="Run it in your browser too (7.7 MB)").wait_for()
+    visit.page.get_by_role("button", name=offered("characters-en", again=True)).wait_for()
     visit.check()
     visit.page.close()
 
@@ -119,7 +125,7 @@ def test_a_file_that_does_not_come_is_told_and_the_tab_goes_on(browser: "sync_ap
     visit = Visit(browser, url, 1280, "light")
     visit.page.route("**/browser/models/**", lambda route: route.fulfill(status=503, body="busy"))
     visit.open("Characters")
-    button = visit.page.get_by_role("button", name="Run it in your browser too (11.4 MB)")
+    button = visit.page.get_by_role("button", name=offered("characters-en"))
     button.click()
     visit.page.wait_for_function("() => document.querySelector('#characters-browser-speed').innerText.includes('503')")
     assert "It did not run in your browser" in visit.page.locator("#characters-browser-speed").inner_text()
@@ -134,7 +140,7 @@ def test_stop_stops_the_third_column_too(browser: "sync_api.Browser", url: str) 
     visit = Visit(browser, url, 1280, "light")
     visit.open("Characters")
     visit.page.get_by_label("number input for Characters to write").fill("20")
-    visit.page.get_by_role("button", name="Run it in your browser too (11.4 MB)").click()
+    visit.page.get_by_role("button", name=offered("characters-en")).click()
     verdict(visit, "The same 20 characters")
     visit.page.get_by_label("number input for Characters to write").fill("2000")
     visit.press("Race")
