@@ -16,8 +16,9 @@ from seqexport.text import WORDS
 
 # Language → the suffix of its programs. Each has its template, a program but for the words between two @.
 LANGUAGES = {"python": ".py", "javascript": ".mjs"}
-# The types of inputs that they feed, by ONNX's numbers: float32, float64, int32, int64, bool, and Python's float16.
-TYPES = {"python": (1, 6, 7, 9, 10, 11), "javascript": (1, 6, 7, 9, 11)}
+# The types of inputs that they feed, by ONNX's numbers: float32, float64, int32, int64, string, bool, and Python's
+# float16.
+TYPES = {"python": (1, 6, 7, 8, 9, 10, 11), "javascript": (1, 6, 7, 8, 9, 11)}
 TEMPLATES = Path(__file__).with_name("templates")
 MARK = "Written by seqexport deploy"
 
@@ -27,8 +28,8 @@ def write_client(path: str | os.PathLike[str], language: str, output: str | os.P
     net.onnx, unless `output` says where.
 
     Raises InputError for an unknown language; UnsupportedError for a graph with inputs that the program does not feed,
-    such as strings; FileError for a file that is no ONNX model, and where something else stands at `output` or nothing
-    can be written there.
+    such as complex numbers; FileError for a file that is no ONNX model, and where something else stands at `output` or
+    nothing can be written there.
     """
     path = Path(path)
     if language not in LANGUAGES:
@@ -36,8 +37,8 @@ def write_client(path: str | os.PathLike[str], language: str, output: str | os.P
     for value in parse_onnx(path).graph.input:
         if value.type.tensor_type.elem_type not in TYPES[language]:
             raise UnsupportedError(
-                f"{path} takes {value.name} of a type that the client does not feed: a graph that takes text is run by "
-                "onnxruntime as it is; for a client give one that takes numbers."
+                f"{path} takes {value.name} of a type that the client does not feed; expected float32, float64, "
+                "integers of 32 or 64 bits, booleans or strings: give a file with such inputs."
             )
     target = Path(output) if output else path.with_suffix(f".client{LANGUAGES[language]}")
     if target.is_file() and MARK not in target.read_text(encoding="utf-8", errors="replace"):

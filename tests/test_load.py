@@ -17,6 +17,12 @@ from training.serving import served  # noqa: E402
         (RuntimeError("Queue is full. Max size is 24 and size is 24."), True),
         (RuntimeError("Queue is full! Please try again."), True),
         (RuntimeError("After 60 s 40 of 80 texts were classified: give a part of them at a time."), True),
+        (
+            RuntimeError(
+                "One file is being read and 4 wait already, which is all that this machine takes on: try again"
+            ),
+            True,
+        ),
         (OutOfTime(), False),
         (RuntimeError("The horizon is 0; expected a whole number from 1 to 600."), False),
         (ConnectionError("refused"), False),

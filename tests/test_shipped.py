@@ -25,7 +25,8 @@ FEW_FIRST = [pytest.param(name, marks=[] if name in FEW else [pytest.mark.slow])
 def shipped_report(name):
     content = json.loads((EXPORTED / name / "report.json").read_text())
     assert content["passed"] is True
-    assert content["ties"] == []
+    # Two characters of several thousand may be as likely as rounding lets them be; then either is right.
+    assert all(float(re.search(r"decided by a margin of (\S+)", tie)[1]) < 1e-6 for tie in content["ties"])
     return Report(tuple(Outcome(case["part"], case["case"], case["errors"]) for case in content["cases"]))
 
 

@@ -117,6 +117,8 @@ def kind_of(error: BaseException) -> tuple[bool, str]:
     said = str(error)
     if "ueue is full" in said or "too many" in said.lower() or "busy" in said.lower():
         return True, "the queue is full"
+    if "is all that this machine takes on" in said:
+        return True, "as many files as it takes on are waiting"
     if re.search(r"\bAfter \d+ s\b|deadline", said):
         return True, "a deadline"
     if isinstance(error, OutOfTime):

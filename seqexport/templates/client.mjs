@@ -17,9 +17,9 @@
 
 export const WORDS = new RegExp("@WORDS@", "gu"); // what a word is, in vocabularies of words
 const ARRAYS = {
-  float32: Float32Array, float64: Float64Array, int64: BigInt64Array, int32: Int32Array, bool: Uint8Array,
+  float32: Float32Array, float64: Float64Array, int64: BigInt64Array, int32: Int32Array, bool: Uint8Array, string: Array,
 };
-const TYPES = { 1: "float32", 6: "int32", 7: "int64", 9: "bool", 11: "float64" }; // ONNX's numbers of them
+const TYPES = { 1: "float32", 6: "int32", 7: "int64", 8: "string", 9: "bool", 11: "float64" }; // ONNX's numbers of them
 
 // --- The file. An ONNX file is a protobuf message: fields, each with its number and its value.
 
@@ -157,7 +157,7 @@ export class Model {
     return Object.fromEntries(Object.entries(found).filter(([name]) => !kept.includes(name)));
   }
 
-  /** Nested arrays of numbers as a tensor of the input's type; int64 has BigInts. A tensor stays what it is. */
+  /** Nested arrays as a tensor of the input's type; int64 has BigInts. A tensor stays what it is. */
   tensor(name, value) {
     if (value instanceof this.ort.Tensor) return value;
     const dims = [];
@@ -166,6 +166,13 @@ export class Model {
     const flat = [value].flat(Infinity);
     const size = dims.reduce((product, dim) => product * dim, 1);
     if (flat.length !== size) throw new Error(`${name} is not a regular array`);
+    if (type === "string") {
+      if (!flat.every((part) => typeof part === "string")) throw new Error(`${name} holds what is no string`);
+      if (flat.some((part) => /\p{Surrogate}/u.test(part))) throw new Error("the text holds half a character");
+      // JavaScript's onnxruntime would quietly end it there.
+      if (flat.some((part) => part.includes("\0"))) throw new Error("the text holds a NUL character: take it out");
+      return new this.ort.Tensor(type, flat, dims);
+    }
     const known = flat.every((number) => typeof number === "number" || typeof number === "boolean");
     if (!known) throw new Error(`${name} holds what is no number`);
     return new this.ort.Tensor(type, ARRAYS[type].from(flat, type === "int64" ? BigInt : Number), dims);
@@ -191,20 +198,28 @@ export class Model {
 export function feedsOf(model, line, options, random) {
   if (line !== null && typeof line === "object" && !Array.isArray(line)) return line;
   if (typeof line === "string" && !model.vocabulary) throw new Error("the model reads no text: give numbers");
-  const goingOn = line === "" && model.part === "generate" && model.last.length;
-  const steps = goingOn ? [] : typeof line === "string" ? model.encode(line) : line;
   const filled = ([size, ...rest], make) =>
     size === undefined ? make() : Array.from({ length: size }, () => filled(rest, make));
+  const chance = () => { // what a generator picks its tokens by
+    const chosen = { temperature: options.temperature, top_k: options.topK, top_p: options.topP };
+    const known = Object.fromEntries(Object.entries(chosen).filter(([name]) => model.inputs.has(name)));
+    return { uniforms: filled([1, options.steps], random), ...known };
+  };
+  if (model.part === "classify.text" || model.part === "generate.text") { // the graph takes strings as they are
+    if (typeof line !== "string") throw new Error("the model reads text: give a string");
+    if (model.part === "classify.text") return { texts: [line] };
+    const before = model.decode(model.last);
+    const between = before && line && model.vocabulary.unit === "word" ? " " : "";
+    return { prompt: [before + between + line], ...chance() };
+  }
+  const goingOn = line === "" && model.part === "generate" && model.last.length;
+  const steps = goingOn ? [] : typeof line === "string" ? model.encode(line) : line;
   if (model.part === "forecast") { // noise of zero gives the central path
     const draw = options.paths === 1 ? () => 0 : normal(random);
     return { history: [steps], noise: filled([1, options.paths, options.horizon || model.horizon], draw) };
   }
   if (model.part === "classify") return { tokens: [steps], lengths: [steps.length] };
-  if (model.part === "generate") {
-    const chosen = { temperature: options.temperature, top_k: options.topK, top_p: options.topP };
-    const known = Object.fromEntries(Object.entries(chosen).filter(([name]) => model.inputs.has(name)));
-    return { prompt: [[...model.last, ...steps]], uniforms: filled([1, options.steps], random), ...known };
-  }
+  if (model.part === "generate") return { prompt: [[...model.last, ...steps]], ...chance() };
   const name = [...model.inputs.keys()].find((input) => !model.states.some(([state]) => state === input));
   const shaped = name === "x" && !Array.isArray(steps[0]) ? steps.map((value) => [value]) : steps;
   return { [name]: model.timeMajor ? shaped.map((step) => [step]) : [shaped] };
@@ -212,18 +227,18 @@ export function feedsOf(model, line, options, random) {
 
 /** The outputs as JSON has them, and what they say in words. */
 export function answer(model, outputs) {
+  const plain = (value) => (typeof value === "string" ? value : Number(value));
   const nested = (data, dims) => {
-    if (!dims.length) return Number(data[0]);
-    if (dims.length === 1) return Array.from(data, Number);
+    if (!dims.length) return plain(data[0]);
+    if (dims.length === 1) return Array.from(data, plain);
     const size = data.length / dims[0];
-    const row = (place) => nested(data.subarray(place * size, (place + 1) * size), dims.slice(1));
+    const row = (place) => nested(data.slice(place * size, (place + 1) * size), dims.slice(1));
     return Array.from({ length: dims[0] }, (_, place) => row(place));
   };
   const said = Object.fromEntries(Object.entries(outputs).map(([name, { data, dims }]) => [name, nested(data, dims)]));
-  if (model.part === "generate") {
-    if (model.states.length && said.tokens.length === 1) model.last = said.tokens[0].slice(-1);
-    if (model.vocabulary) said.text = said.tokens.map((row) => model.decode(row));
-  }
+  const writes = model.part === "generate" || model.part === "generate.text";
+  if (writes && model.states.length && said.tokens.length === 1) model.last = said.tokens[0].slice(-1);
+  if (model.part === "generate" && model.vocabulary) said.text = said.tokens.map((row) => model.decode(row));
   if (model.part === "classify" && model.labels.length) {
     said.label = said.probabilities.map((row) => model.labels[row.indexOf(Math.max(...row))]);
   }

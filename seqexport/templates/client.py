@@ -32,6 +32,7 @@ DTYPES = {
     "tensor(int64)": np.int64,
     "tensor(int32)": np.int32,
     "tensor(bool)": np.bool_,
+    "tensor(string)": np.object_,
 }
 
 
@@ -71,9 +72,7 @@ class Model:
         """One call: {input: array} without the state → {output: array} without the state, which is kept."""
         if unknown := feeds.keys() - self.inputs.keys():
             raise ValueError(f"there is no input {min(unknown)!r}; expected {', '.join(self.inputs)}")
-        arrays: dict[str, Any] = {
-            name: np.asarray(value, DTYPES[self.inputs[name].type]) for name, value in feeds.items()
-        }
+        arrays: dict[str, Any] = {name: self.array(name, value) for name, value in feeds.items()}
         sizes = {
             dim: size
             for name, array in arrays.items()
@@ -88,6 +87,13 @@ class Model:
         found = dict(zip(self.outputs, self.session.run(self.outputs, arrays), strict=True))
         self.state = {name: found[output] for name, output in self.states.items()}
         return {name: array for name, array in found.items() if name not in self.states.values()}
+
+    def array(self, name: str, value: Any) -> np.ndarray:
+        """Nested lists as an array of the input's type."""
+        array = np.asarray(value, DTYPES[self.inputs[name].type])
+        if array.dtype == np.object_ and not all(isinstance(part, str) for part in array.flat):
+            raise ValueError(f"{name} holds what is no string")
+        return array
 
     def encode(self, text: str) -> list[int]:
         """A text as the numbers of its tokens, 0 for what the model does not know."""
@@ -111,6 +117,14 @@ def feeds_of(model: Model, line: Any, options: argparse.Namespace, rng: np.rando
         return line
     if isinstance(line, str) and not model.vocabulary:
         raise ValueError("the model reads no text: give numbers")
+    if model.part in ("classify.text", "generate.text"):  # the graph takes strings as they are
+        if not isinstance(line, str):
+            raise ValueError("the model reads text: give a string")
+        if model.part == "classify.text":
+            return {"texts": [line]}
+        before = model.decode(model.last)
+        between = " " if before and line and model.vocabulary["unit"] == "word" else ""
+        return {"prompt": [before + between + line]} | chance(model, options, rng)
     going_on = line == "" and model.part == "generate" and model.last
     steps = [] if going_on else model.encode(line) if isinstance(line, str) else line
     if model.part == "forecast":  # noise of zero gives the central path
@@ -119,23 +133,27 @@ def feeds_of(model: Model, line: Any, options: argparse.Namespace, rng: np.rando
     if model.part == "classify":
         return {"tokens": [steps], "lengths": [len(steps)]}
     if model.part == "generate":
-        feeds = {"prompt": [model.last + steps], "uniforms": rng.random((1, options.steps))}
-        chosen = {"temperature": options.temperature, "top_k": options.top_k, "top_p": options.top_p}
-        return feeds | {name: value for name, value in chosen.items() if name in model.inputs}
+        return {"prompt": [model.last + steps]} | chance(model, options, rng)
     name = next(name for name in model.inputs if name not in model.states)
     if name == "x" and not isinstance(steps[0], list):
         steps = [[value] for value in steps]
     return {name: [[step] for step in steps] if model.time_major else [steps]}
 
 
+def chance(model: Model, options: argparse.Namespace, rng: np.random.Generator) -> dict[str, Any]:
+    """What a generator picks its tokens by."""
+    chosen = {"temperature": options.temperature, "top_k": options.top_k, "top_p": options.top_p}
+    known = {name: value for name, value in chosen.items() if name in model.inputs}
+    return {"uniforms": rng.random((1, options.steps))} | known
+
+
 def answer(model: Model, outputs: dict[str, np.ndarray]) -> dict[str, Any]:
     """The outputs as JSON has them, and what they say in words."""
     said: dict[str, Any] = {name: array.tolist() for name, array in outputs.items()}
-    if model.part == "generate":
-        if model.states and len(said["tokens"]) == 1:
-            model.last = said["tokens"][0][-1:]
-        if model.vocabulary:
-            said["text"] = [model.decode(row) for row in said["tokens"]]
+    if model.part in ("generate", "generate.text") and model.states and len(said["tokens"]) == 1:
+        model.last = said["tokens"][0][-1:]
+    if model.part == "generate" and model.vocabulary:
+        said["text"] = [model.decode(row) for row in said["tokens"]]
     if model.part == "classify" and model.labels:
         said["label"] = [model.labels[row.argmax()] for row in outputs["probabilities"]]
     return said
