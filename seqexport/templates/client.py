@@ -90,7 +90,7 @@ class Model:
 
     def array(self, name: str, value: Any) -> np.ndarray:
         """Nested lists as an array of the input's type."""
-        array = np.asarray(value, DTYPES[self.inputs[name].type])
+        array: np.ndarray = np.asarray(value, DTYPES[self.inputs[name].type])
         if array.dtype == np.object_ and not all(isinstance(part, str) for part in array.flat):
             raise ValueError(f"{name} holds what is no string")
         return array
