@@ -16,11 +16,10 @@ import pytest
 
 pytest.importorskip("gradio")
 sync_api = pytest.importorskip("playwright.sync_api")
-from visiting import MARKS, Visit  # noqa: E402
+from visiting import MARKS, Visit, bring_onnxruntime_web  # noqa: E402
 
 import demo  # noqa: E402
 import seqexport  # noqa: E402
-from seqexport.errors import FileError  # noqa: E402
 from seqexport.text import Vocabulary  # noqa: E402
 from tabs import webfiles  # noqa: E402
 from training import static_page  # noqa: E402
@@ -33,10 +32,7 @@ WRITTEN = "#characters-browser-body .written"
 @pytest.fixture(scope="module", autouse=True)
 def brought() -> None:
     """onnxruntime-web's files, by the command that brings them."""
-    try:
-        webfiles.onnxruntime_web()
-    except FileError:
-        assert webfiles.main() == 0
+    bring_onnxruntime_web()
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,7 @@ import pytest
 
 pytest.importorskip("gradio")
 sync_api = pytest.importorskip("playwright.sync_api")
-from visiting import FIGURES, MARKS, Visit  # noqa: E402
-
-from seqexport.errors import FileError  # noqa: E402
-from tabs import webfiles  # noqa: E402
+from visiting import FIGURES, MARKS, Visit, bring_onnxruntime_web  # noqa: E402
 
 pytestmark = MARKS
 PATIENCE = 60_000  # milliseconds: the first answer of a process imports torch
@@ -42,10 +39,7 @@ FIRST = {
 @pytest.fixture(scope="module", autouse=True)
 def brought() -> None:
     """onnxruntime-web's files, by the command that brings them."""
-    try:
-        webfiles.onnxruntime_web()
-    except FileError:
-        assert webfiles.main() == 0
+    bring_onnxruntime_web()
 
 
 class Column:

@@ -34,6 +34,17 @@ MARKS = [
 ]
 
 
+def bring_onnxruntime_web() -> None:
+    """onnxruntime-web's files, by the command that brings them, where they are not here yet."""
+    from seqexport.errors import FileError
+    from tabs import webfiles
+
+    try:
+        webfiles.onnxruntime_web()
+    except FileError:
+        assert webfiles.main() == 0
+
+
 def open_tab(page: "sync_api.Page", name: str) -> None:
     """Choose a tab of the page; on a narrow screen it may be in the menu at the end of their row."""
     tab = page.get_by_role("tab", name=name, exact=True)
