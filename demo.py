@@ -22,7 +22,19 @@ import gradio as gr  # noqa: E402
 from starlette.middleware import Middleware  # noqa: E402
 
 from seqexport.errors import FileError  # noqa: E402
-from tabs import browser, characters, compare, contest, convert, forecast, jobs, languages, racing, sentiment  # noqa: E402
+from tabs import (  # noqa: E402
+    browser,
+    characters,
+    compare,
+    contest,
+    convert,
+    deadlines,
+    forecast,
+    jobs,
+    languages,
+    racing,
+    sentiment,
+)
 from tabs.guard import BodyLimit  # noqa: E402
 from tabs.languages import fixed  # noqa: E402
 
@@ -112,6 +124,7 @@ def build() -> gr.Blocks:
                         tab.tab(page, here)
                     except FileError as error:  # nothing was trained yet: the page says what to run
                         gr.Markdown(str(error))
+    deadlines.clock_all(page)
     # api_open: else a program could go past the queue, as many at once as it likes.
     return page.queue(max_size=WAITING, default_concurrency_limit=2, api_open=False)
 

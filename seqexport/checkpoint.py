@@ -75,7 +75,7 @@ def write_checkpoint(
         "task": task,
         "network": network.spec.to_dict(),
         "preprocessing": json.loads(json.dumps(preprocessing)),
-        "state_dict": {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()},
+        "state_dict": _copied(network.state_dict(keep_vars=True)),
         "metrics": json.loads(json.dumps(metrics)),
         "data": json.loads(json.dumps(data)),
         "versions": {"torch": str(torch.__version__), "python": platform.python_version()},
@@ -83,6 +83,14 @@ def write_checkpoint(
     buffer = io.BytesIO()
     torch.save(content, buffer)
     replace_file(Path(path), buffer.getvalue())
+
+
+def _copied(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies, of which a matrix that has two names has one: torch.save then writes it once."""
+    copies: dict[int, Tensor] = {}
+    return {
+        name: copies.setdefault(id(parameter), parameter.detach().cpu().clone()) for name, parameter in weights.items()
+    }
 
 
 def read_checkpoint(path: str | os.PathLike[str], choices: Choices | None = None) -> Checkpoint:

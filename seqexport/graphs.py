@@ -7,6 +7,7 @@ import itertools
 import operator
 import re
 from collections.abc import Iterator, Mapping
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -204,6 +205,42 @@ def _simplify(model: ir.Model) -> None:
         passes.ClearMetadataAndDocStringPass(),  # stack traces with the paths of whoever exports
     ):
         simplify(model)
+    _keep_transposes_once(model.graph)
+
+
+# Numbers in a matrix from which keeping it once is worth a node.
+_LEAST_SHARED = 1024
+
+
+def _keep_transposes_once(graph: ir.Graph) -> None:
+    """A matrix that is read as it lies and transposed, as by the embedding and the head that share it, is kept as it
+    lies; a Transpose of the main graph gives the other, which runtimes compute once, when they load the file."""
+    kept: dict[tuple[Any, ...], ir.Value] = {}
+    matrices = [value for value in graph.initializers.values() if _is_matrix(value) and not value.is_graph_input()]
+    # What Gather reads stays: a table's rows are read from where they lie.
+    for value in sorted(matrices, key=lambda value: all(use.node.op_type != "Gather" for use in value.uses())):
+        assert value.const_value is not None
+        array = value.const_value.numpy()
+        original = kept.get(_fingerprint(array.T))
+        if original is None:
+            kept[_fingerprint(array)] = value
+            continue
+        node = ir.node("Transpose", [original], {"perm": [1, 0]})
+        other = node.outputs[0]
+        other.type, other.shape = value.type, value.shape
+        ir.convenience.replace_all_uses_with(value, other, replace_graph_outputs=True)
+        other.name = graph.initializers.pop(str(value.name)).name
+        graph.insert_before(graph[0], node)
+
+
+def _is_matrix(value: ir.Value) -> bool:
+    tensor = value.const_value
+    return tensor is not None and len(tensor.shape) == 2 and tensor.size >= _LEAST_SHARED
+
+
+def _fingerprint(array: np.ndarray) -> tuple[Any, ...]:
+    """The same for arrays of the same type, shape and bytes."""
+    return array.dtype, array.shape, sha256(np.ascontiguousarray(array).tobytes()).digest()
 
 
 def _name(model: ir.Model, part: Part) -> None:

@@ -64,6 +64,7 @@ def to_int8(proto: onnx.ModelProto, what: str, bits: Literal[7, 8] = 7) -> Int8M
         passes.LiftSubgraphInitializersToMainGraphPass(),
     ):
         lift(model)
+    _fold_transposes(model.graph)
     _check(model, what)
     rounding = _Rounding(model.graph, bits)
     for use in list(_uses(model.graph)):
@@ -124,6 +125,21 @@ def _constant(graph: ir.Graph, value: ir.Value | None) -> ir.Value | None:
     return None if any(value is other for other in graph.inputs) else value
 
 
+def _fold_transposes(graph: ir.Graph) -> None:
+    """Turn the Transpose of a constant matrix into a constant: the matrix is stored once all the same, later."""
+    for node in list(graph):
+        source = _constant(graph, node.inputs[0]) if node.op_type == "Transpose" and node.domain == "" else None
+        if source is None or source.const_value is None or len(source.const_value.shape) != 2:
+            continue
+        output = node.outputs[0]
+        array = np.array(source.const_value.numpy().transpose(_number(node, "perm", (1, 0))), order="C")
+        folded = ir.Value(name=f"{output.name}_folded", const_value=ir.tensor(array), type=output.type)
+        folded.shape = ir.Shape(array.shape)
+        graph.register_initializer(folded)
+        ir.convenience.replace_all_uses_with(output, folded, replace_graph_outputs=True)
+        graph.remove(node, safe=True)
+
+
 def _left(graph: ir.Graph) -> Iterator[str]:
     for node in ir.traversal.RecursiveGraphIterator(graph):
         if _is_recurrent(node) and node.op_type == "LSTM":
@@ -177,7 +193,7 @@ def _uses_of(node: ir.Node) -> Iterator[_Use]:
         yield _Use(node, 1, inputs[1], bool(_number(node, "transB", 0)), _if_large(inputs[1]) if plain else "")
 
 
-def _number(node: ir.Node, name: str, default: float) -> Any:
+def _number(node: ir.Node, name: str, default: Any) -> Any:
     return node.attributes[name].value if name in node.attributes else default
 
 

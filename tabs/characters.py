@@ -17,7 +17,7 @@ from seqexport.errors import SeqExportError
 from seqexport.reports import TOLERANCE
 from seqexport.runtimes import Runtime
 from seqexport.text import Vocabulary, read_prompt
-from tabs import browser, racing
+from tabs import browser, deadlines, racing
 from tabs.languages import ENGLISH, Words, fixed, spoken
 from tabs.racing import ALONE, EVENT, MAX_SEED, RUNTIMES, Column, number, one_of, sentences, whole
 
@@ -76,6 +76,7 @@ def write(runtime: Runtime, feeds: Mapping[str, Any], slower: float = 1.0) -> It
     seconds, chunk, prompt = 0.0, CHUNK, feeds["prompt"]
     began = time.perf_counter()
     while len(tokens) < uniforms.shape[1]:
+        deadlines.check()
         start = time.perf_counter()
         part = uniforms[:, len(tokens) : len(tokens) + chunk]
         outputs = runtime.run({**feeds, "prompt": prompt, "uniforms": part, **state})

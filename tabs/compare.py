@@ -10,7 +10,7 @@ import gradio as gr
 
 from seqexport.errors import FileError
 from tabs import cells as cells_
-from tabs import charts, measuring, racing, speeds
+from tabs import charts, deadlines, measuring, racing, speeds
 from tabs.languages import Words, fixed
 from tabs.racing import EVENT, number, one_of, sentences
 
@@ -64,6 +64,7 @@ def open_runtimes(shown: str | None, model: str | None, kind: str, request: gr.R
     return gr.skip() if shown else show_runtimes(model, kind, request)
 
 
+@deadlines.within(SECONDS[1] + measuring.GRACE + 10)  # which it keeps itself
 def measure(model: str, scenario: str, seconds: float, request: gr.Request | None = None) -> Iterator[str]:
     """What the measuring is at, again and again, and its tables in the end, all as HTML."""
     words = Words.of(request)
@@ -122,6 +123,7 @@ def runtimes() -> dict[str, Any]:
         return _named(speeds.results())
 
 
+@deadlines.within(SECONDS[1] + measuring.GRACE + 10)
 def measure_here(model: str, scenario: str = "step", seconds: float = 8.0) -> dict[str, Any]:
     """Measure the runtimes of a shipped model here, for about so many seconds (5 to 30) besides what loading takes.
     scenario: "step", "sequence" or "pipeline". The same as /runtimes, with one model."""

@@ -7,6 +7,7 @@ is called a speed-up; a measurement (racing.measure) takes turns. Here is also w
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import html
 import math
 import os
@@ -22,7 +23,7 @@ import numpy as np
 
 from seqexport.errors import SeqExportError
 from seqexport.runtimes import Runtime
-from tabs import racing
+from tabs import deadlines, racing
 from tabs.languages import ENGLISH, Words, fixed
 from tabs.racing import EVENT, PERIOD, RACE, RUNTIMES, TOLERANCE, sentences
 
@@ -124,7 +125,7 @@ def race(
                 return
 
     with ThreadPoolExecutor(len(entrants)) as pool:
-        lanes = [pool.submit(run, side) for side in range(len(entrants))]
+        lanes = [pool.submit(contextvars.copy_context().run, run, side) for side in range(len(entrants))]
         try:
             while wait(lanes, timeout=PERIOD).not_done:
                 yield standings(told, seconds)
@@ -176,6 +177,7 @@ def lineup(model: str, pipeline: str, names: Sequence[str], feeds: Mapping[str, 
         found = Lineup(entrants, [runtime.run(feeds) for runtime in entrants], way)
         begin = time.perf_counter()
         for runtime in entrants * TRIES if len(ways) > 1 else ():
+            deadlines.check()
             runtime.run(feeds)
         tried.append((time.perf_counter() - begin, found))
     return min(tried, key=lambda one: one[0])[1]

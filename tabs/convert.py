@@ -13,7 +13,7 @@ from typing import Any, Literal
 import gradio as gr
 
 from seqexport.errors import FileError, InputError, SeqExportError
-from tabs import drawing, examples, jobs
+from tabs import deadlines, drawing, examples, jobs
 from tabs.languages import ENGLISH, Words, fixed
 from tabs.racing import sentences
 
@@ -225,6 +225,7 @@ def understood() -> Iterator[None]:
         raise FileError("What is said of this file can't be understood; do not trust it.") from error
 
 
+@deadlines.within(jobs.LONGEST)
 def recognise(file: str | None, request: gr.Request | None = None) -> Iterator[tuple[Any, ...]]:
     """What the tab shows of a new file: what it was recognised as, the questions that apply at their defaults, whether
     it can be converted; and nothing of the file before."""
@@ -261,6 +262,7 @@ def show_waiting(before: int, words: Words = ENGLISH) -> str:
     return f'<p class="lead">{html.escape(lead)}</p><progress></progress>'
 
 
+@deadlines.within(jobs.LONGEST)
 def converted(
     file: str | None,
     nonlinearity: str,
@@ -306,6 +308,7 @@ def delivered(result: jobs.Result, words: Words = ENGLISH) -> tuple[Any, ...]:
     )
 
 
+@deadlines.within(jobs.LONGEST)
 def convert(
     checkpoint: gr.FileData,
     nonlinearity: Literal["tanh", "relu"] | None = None,

@@ -34,9 +34,11 @@ from seqexport import errors
 from seqexport.errors import FileError, InputError, SeqExportError
 from seqexport.isolation import ending
 from seqexport.terminal import one_line
+from tabs import deadlines
 
 ROOT = Path(__file__).parents[1]
 SECONDS = 180.0  # that a job may take in all, and of the processor's time
+LONGEST = 900.0  # with the time that it waits for others
 MEMORY = 3 << 30  # a small net takes 1 GiB of addresses, most of it libraries
 MOST_UPLOAD = 20 << 20
 MOST_FILE = 256 << 20  # bytes of a file that is written; weights in half precision become four times as many
@@ -157,6 +159,7 @@ def convert(path: Path, options: Mapping[str, Any]) -> Iterator[dict[str, Any] |
 
 def _waited(ahead: Any) -> Iterator[dict[str, Any]]:
     while before := ahead():
+        deadlines.check()
         yield {"waiting": before}
         time.sleep(0.3)
 

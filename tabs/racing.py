@@ -28,6 +28,7 @@ import seqexport  # noqa: E402
 from seqexport.errors import FileError, InputError, SeqExportError  # noqa: E402
 from seqexport.runtimes import Runtime  # noqa: E402
 from seqexport.timing import Job, Ratio, Times, compared, take_turns  # noqa: E402
+from tabs import deadlines  # noqa: E402
 from tabs.languages import ENGLISH, Words, fixed  # noqa: E402
 
 if TYPE_CHECKING:
@@ -171,7 +172,7 @@ def measure(
             f"The ONNX files of {EXPORTED.name}/{model} are of another checkpoint than the one beside them: "
             "run python -m training.publish --keep-weights."
         )
-    outputs = {key: runtime.run(feeds) for key, runtime in entrants.items()}
+    outputs = {key: _call(runtime, feeds)(None) for key, runtime in entrants.items()}
     jobs = {str(key): Job(_call(runtime, feeds)) for key, runtime in entrants.items()}
     times = take_turns(jobs, seconds, list(jobs)[:1]).times
     best = {name: _fastest([(name, onednn) for onednn in RUNTIMES[name].onednn], times) for name in names}
@@ -182,7 +183,11 @@ def measure(
 
 
 def _call(runtime: Runtime, feeds: Mapping[str, Any]) -> Any:
-    return lambda _: runtime.run(feeds)
+    def call(_: Any) -> Any:
+        deadlines.check()
+        return runtime.run(feeds)
+
+    return call
 
 
 def _median(times: Times) -> float:
@@ -214,6 +219,7 @@ def laps(runtime: Runtime, feeds: Mapping[str, Any], seconds: float = RACE) -> I
     count, begin = 0, time.perf_counter()
     told = begin
     while (now := time.perf_counter()) - begin < seconds:
+        deadlines.check()
         runtime.run(feeds)
         count += 1
         if now - told >= PERIOD:

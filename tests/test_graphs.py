@@ -6,12 +6,14 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
+from conftest import characters, text_network
 from torch import nn
 from torch.nn import functional as F
 from torch.onnx._internal.exporter import _fx_passes, _registration
 
 import seqexport
 from seqexport import UnsupportedError, graphs
+from seqexport.checkpoint import write_checkpoint
 
 SPECS = {"x": "float32[batch,time,3]"}
 
@@ -118,6 +120,44 @@ def test_an_output_may_be_an_input_a_weight_or_given_twice(tmp_path):
     }
     names = [output for node in model.graph.node for output in node.output]
     assert len(names) == len(set(names)) and model.graph.name == "module"
+
+
+class AsksWithItsTable(nn.Module):
+    """A table that is read by tokens, asked with as the head, at every step of a loop too, and given."""
+
+    def __init__(self, share):
+        super().__init__()
+        torch.manual_seed(6)
+        self.table, self.rnn = nn.Embedding(90, 32), nn.GRU(32, 32, batch_first=True)
+        self.head = nn.Linear(32, 90)
+        if share:
+            self.head.weight = self.table.weight
+
+    def forward(self, tokens):
+        y, h = self.rnn(self.table(tokens))
+        return {"y": self.head(y), "last": self.head(h[-1]), "table": self.table.weight, "turned": self.head.weight.T}
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_a_matrix_that_is_also_read_transposed_is_kept_once(tmp_path, share):
+    tokens = np.random.default_rng(0).integers(0, 90, (3, 7))
+    specs = {"tokens": "int64[batch,time]{0..89}"}
+    expected, found, model = answers(tmp_path, AsksWithItsTable(share), specs, {"tokens": tokens})
+    assert list(found) == list(expected)
+    for name, value in expected.items():
+        assert found[name].shape == tuple(value.shape) and np.abs(found[name] - value.numpy()).max() <= 2e-6
+    kept = [tensor for tensor in model.graph.initializer if np.prod(tensor.dims) == 90 * 32]
+    assert [tensor.dims[:] for tensor in kept] == ([[90, 32]] if share else [[90, 32], [90, 32]])
+
+
+def test_a_generator_asks_with_the_table_that_it_reads(tmp_path):
+    network = text_network(features=32, hidden_size=32, layers=1, vocabulary=90, pooling="every")
+    network.embedding.weight = network.head.weight
+    about = {"preprocessing": {"vocabulary": characters(90).to_dict(), "window": 20}, "metrics": {}, "data": {}}
+    write_checkpoint(tmp_path / "net.pt", network, task="generate", **about)
+    for file in seqexport.export(tmp_path / "net.pt").files:
+        sizes = [np.prod(tensor.dims) for tensor in onnx.load(file.path).graph.initializer]
+        assert sizes.count(90 * 32) == 1, file.path
 
 
 class TakesNames(nn.Module):

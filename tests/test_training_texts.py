@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from seqexport.archives import read_content
 from seqexport.checkpoint import read_checkpoint
 from seqexport.errors import InputError, SeqExportError, SpecError
 from seqexport.networks import Network
@@ -247,12 +248,14 @@ def test_bits_per_character_equal_a_direct_computation():
     assert chargen.bits_per_character(network, tokens, count=2, window=7) == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_tied_network_has_one_matrix_and_is_written_whole(tmp_path, monkeypatch):
+def test_a_tied_network_has_one_matrix_and_is_written_once(tmp_path, monkeypatch):
     plan = chargen.Recipe(embedding=16, hidden_size=16, layers=1, tied=True, window=32)
     monkeypatch.setattr(chargen, "recipe", lambda data, preset: plan)
     metrics = trained(SENTENCES, tmp_path / "net.pt")
     weights = read_checkpoint(tmp_path / "net.pt").weights
     assert torch.equal(weights["embedding.weight"], weights["head.weight"])
+    kept = read_content(tmp_path / "net.pt").tree["state_dict"]
+    assert kept["embedding.weight"].data_ptr() == kept["head.weight"].data_ptr()
     assert metrics["parameters"] == sum(weight.numel() for weight in weights.values())
 
 
