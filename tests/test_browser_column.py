@@ -20,6 +20,7 @@ from visiting import MARKS, Visit, bring_onnxruntime_web  # noqa: E402
 
 import demo  # noqa: E402
 import seqexport  # noqa: E402
+from seqexport.runtimes import Runtime  # noqa: E402
 from seqexport.text import Vocabulary  # noqa: E402
 from tabs import webfiles  # noqa: E402
 from training import static_page  # noqa: E402
@@ -155,10 +156,11 @@ def test_stop_stops_the_third_column_too(browser: "sync_api.Browser", url: str) 
 
 
 @pytest.fixture(scope="module")
-def site(brought: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The static page in a folder below a plain file server's."""
+def sites(brought: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The static pages, with float32 and with int8 nets, in folders below a plain file server's → where each is."""
     root = tmp_path_factory.mktemp("site")
-    assert static_page.main([str(root / "some" / "where")]) == 0
+    for precision in static_page.PRECISIONS:
+        assert static_page.main([str(root / "some" / precision), "--precision", precision]) == 0
 
     class Quiet(SimpleHTTPRequestHandler):
         def log_message(self, *_: Any) -> None:
@@ -167,10 +169,22 @@ def site(brought: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
     server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(root)))
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    yield f"http://127.0.0.1:{server.server_port}/some/where/"
+    yield {name: f"http://127.0.0.1:{server.server_port}/some/{name}/" for name in static_page.PRECISIONS}
     server.shutdown()
     thread.join()
     server.server_close()
+
+
+@pytest.fixture(scope="module")
+def site(sites: dict[str, str]) -> str:
+    """Where the page with float32 nets is."""
+    return sites["fp32"]
+
+
+def beside(precision: str, model: str, pipeline: str) -> Runtime:
+    """The same file in onnxruntime here."""
+    runtime = "onnxruntime" if precision == "fp32" else "onnxruntime-int8"
+    return seqexport.load(EXPORTED / model / "checkpoint.onnx", runtime=runtime, pipeline=pipeline)
 
 
 class Page:
@@ -214,12 +228,15 @@ class Page:
         self.page.close()
 
 
-def test_the_static_forecast_is_the_runtimes(browser: "sync_api.Browser", site: str) -> None:
-    page = Page(browser, site)
+@pytest.mark.parametrize("precision", static_page.PRECISIONS)
+def test_the_static_forecast_is_the_runtimes(
+    browser: "sync_api.Browser", sites: dict[str, str], precision: str
+) -> None:
+    page = Page(browser, sites[precision])
     found = page.run(0, year="1990", horizon="36", paths="20", noise="4")
     noise = np.zeros((1, 21, 36), np.float32)
     noise[0, 1:] = page.drawn("normal", 4, 20 * 36).reshape(20, 36)
-    runtime = seqexport.load(EXPORTED / "sunspots-gru/checkpoint.onnx", pipeline="forecast")
+    runtime = beside(precision, "sunspots-gru", "forecast")
     rows = [row.split(",") for row in (EXPORTED / "sunspots.csv").read_text().split()[1:]]
     start = [month for month, _ in rows].index("1990-01")
     context = runtime.metadata["preprocessing"]["context"]
@@ -233,6 +250,7 @@ def test_the_static_forecast_is_the_runtimes(browser: "sync_api.Browser", site: 
     page.check()
 
 
+@pytest.mark.parametrize("precision", static_page.PRECISIONS)
 @pytest.mark.parametrize(
     ("language", "texts"),
     [
@@ -241,11 +259,11 @@ def test_the_static_forecast_is_the_runtimes(browser: "sync_api.Browser", site: 
     ],
 )
 def test_the_static_opinions_are_the_runtimes(
-    browser: "sync_api.Browser", site: str, language: str, texts: list[str]
+    browser: "sync_api.Browser", sites: dict[str, str], precision: str, language: str, texts: list[str]
 ) -> None:
-    page = Page(browser, site)
+    page = Page(browser, sites[precision])
     found = page.run(1, classify=language, texts="\n".join(texts))["answers"]
-    runtime = seqexport.load(EXPORTED / f"sentiment-{language}/checkpoint.onnx", pipeline="classify")
+    runtime = beside(precision, f"sentiment-{language}", "classify")
     preprocessing = runtime.metadata["preprocessing"]
     vocabulary = Vocabulary.from_dict(preprocessing["vocabulary"])
     for text, answer in zip(texts, found, strict=True):
@@ -260,12 +278,15 @@ def test_the_static_opinions_are_the_runtimes(
     page.check()
 
 
+@pytest.mark.parametrize("precision", static_page.PRECISIONS)
 @pytest.mark.parametrize(("language", "prompt"), [("en", "JULIET\nO <i>"), ("zh", "却说曹操")])
-def test_the_static_text_is_the_runtimes(browser: "sync_api.Browser", site: str, language: str, prompt: str) -> None:
-    page = Page(browser, site)
+def test_the_static_text_is_the_runtimes(
+    browser: "sync_api.Browser", sites: dict[str, str], precision: str, language: str, prompt: str
+) -> None:
+    page = Page(browser, sites[precision])
     fields = {"steps": "200", "temperature": "0.7", "topK": "30", "topP": "0.95", "seed": "9"}
     found = page.run(2, generate=language, prompt=prompt, **fields)
-    runtime = seqexport.load(EXPORTED / f"characters-{language}/checkpoint.onnx", pipeline="generate")
+    runtime = beside(precision, f"characters-{language}", "generate")
     vocabulary = Vocabulary.from_dict(runtime.metadata["preprocessing"]["vocabulary"])
     settings = {"temperature": 0.7, "top_k": 30, "top_p": 0.95}
     feeds = {"prompt": vocabulary.encode_batch([prompt])[0], "uniforms": page.drawn("uniform", 9, 200)[None]}
