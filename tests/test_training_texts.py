@@ -259,6 +259,28 @@ def test_a_tied_network_has_one_matrix_and_is_written_once(tmp_path, monkeypatch
     assert metrics["parameters"] == sum(weight.numel() for weight in weights.values())
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_rare_characters_stand_in_for_the_unknown_one(tmp_path, monkeypatch, share):
+    rare = "".join(map(chr, range(0x4E00, 0x4E00 + 300)))
+    train = "".join(f"abba{sign}ab" for sign in rare) + "ab" * 1500
+    monkeypatch.setattr(data.Text, "parts", {"train": train, "validation": "ab" * 500, "test": "ba" * 500})
+    plan = chargen.Recipe(8, 8, 1, window=32, batch=8, unknown=0.0, rare=share)
+    monkeypatch.setattr(chargen, "recipe", lambda data, preset: plan)
+    forward, windows = chargen.NextCharacter.forward, []
+
+    def noted(self, read, following, *state):
+        windows.append(torch.cat([read, following[:, -1:]], dim=1))
+        assert torch.equal(read[:, 1:], following[:, :-1])
+        return forward(self, read, following, *state)
+
+    monkeypatch.setattr(chargen.NextCharacter, "forward", noted)
+    trained(SENTENCES, tmp_path / "net.pt", steps=12)
+    tokens = torch.cat([window.flatten() for window in windows])
+    replaced, left = (tokens == 0).sum().item(), (tokens > 2).sum().item()  # a and b are 1 and 2
+    assert replaced + left > 100
+    assert abs(replaced / (replaced + left) - share) < 0.1 and (0 < share < 1 or replaced * left == 0)
+
+
 def test_a_text_that_is_too_short_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(data.Text, "parts", {"train": "ab" * 100, "validation": "ab", "test": "ab"})
     with pytest.raises(InputError, match="too short for 32 streams of 128 characters"):
