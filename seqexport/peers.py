@@ -7,6 +7,7 @@ the network's graph is called once a step, and all around it is numpy.
 from __future__ import annotations
 
 import copy
+import functools
 import importlib.util
 import itertools
 import os
@@ -284,8 +285,6 @@ class OpenVino(Runtime):
     name = "openvino"
 
     def __init__(self, path: Path, *, threads: int = 1) -> None:
-        import openvino
-
         model = parse_onnx(path)
         self.inputs, self.output_names, self.metadata, self.declared = _described(model)
         options = {
@@ -296,7 +295,7 @@ class OpenVino(Runtime):
         }
         both = self.metadata["network"].get("bidirectional")
         self.rows = RowsAlone.of(self.inputs) if both else None
-        core = openvino.Core()
+        core = _openvino_core()
         try:
             compiled = core.compile_model(core.read_model(with_explicit_state(model)), "CPU", options)
             self.request = compiled.create_infer_request()
@@ -322,6 +321,15 @@ class OpenVino(Runtime):
         except Exception as error:  # OpenVINO's exceptions have no common base
             raise InputError(f"OpenVINO could not run it: {_reason(error)}") from error
         return list(results.values())
+
+
+@functools.cache
+def _openvino_core() -> Any:
+    """The process's one Core. Each puts a stack for signals in place, for AMX, and when it goes, the one that it had
+    found: of two that don't go in reverse order a freed one stays, and the next Ctrl-C is a segmentation fault."""
+    import openvino
+
+    return openvino.Core()
 
 
 def _reason(error: Exception) -> str:

@@ -2,6 +2,8 @@
 
 import importlib.util
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -162,6 +164,22 @@ def test_tokens_are_chosen_as_in_torch_where_many_are_equal():
             expected, *_ = generate(*given, torch.tensor(1.0), torch.tensor(top_k), torch.tensor(top_p))
             wide = np.array([[np.float32(u)]], np.float64)
             assert choose_token(logits, wide, 1.0, top_k, top_p) == expected.item()
+
+
+@needs_openvino
+def test_a_signal_after_openvino_is_a_signal(exported):
+    program = f"""
+import os, signal
+import seqexport
+handled = []
+signal.signal(signal.SIGINT, lambda *_: handled.append(1))
+models = [seqexport.load({str(exported["gru"].with_suffix(".onnx"))!r}, runtime="openvino") for _ in range(2)]
+del models[0], models[0]
+os.kill(os.getpid(), signal.SIGINT)
+assert handled
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @needs_openvino
