@@ -23,6 +23,7 @@ from training.serving import served  # noqa: E402
             ),
             True,
         ),
+        (RuntimeError("This took longer than 120 s and was ended; expected less: ask for less at a time."), True),
         (OutOfTime(), False),
         (RuntimeError("The horizon is 0; expected a whole number from 1 to 600."), False),
         (ConnectionError("refused"), False),

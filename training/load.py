@@ -29,8 +29,9 @@ import numpy as np
 
 from seqexport.errors import InputError
 from seqexport.files import replace_file
+from tabs.racing import hardware
 from training.command import Parser, exit_code
-from training.publish import ROOT
+from training.publish import ROOT, write_block
 from training.serving import answers, memory_of, served
 
 PATIENCE = 180.0  # seconds that a visitor waits for an answer
@@ -119,7 +120,7 @@ def kind_of(error: BaseException) -> tuple[bool, str]:
         return True, "the queue is full"
     if "is all that this machine takes on" in said:
         return True, "as many files as it takes on are waiting"
-    if re.search(r"\bAfter \d+ s\b|deadline", said):
+    if re.search(r"\bAfter \d+ s\b|longer than \d+ s and was ended|deadline", said):
         return True, "a deadline"
     if isinstance(error, OutOfTime):
         return False, f"no answer within {PATIENCE:.0f} s"
@@ -236,7 +237,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--visitors", type=int, default=200, help="at once (default: %(default)s)")
     parser.add_argument("--minutes", type=float, default=10.0, help="(default: %(default)s)")
     parser.add_argument("--pause", type=float, default=PAUSE, help="seconds between questions (%(default)s)")
-    parser.add_argument("--url", help="a demo that runs already; its memory is not seen")
+    place = parser.add_mutually_exclusive_group()
+    place.add_argument("--url", help="a demo that runs already; its memory is not seen")
+    place.add_argument("--write", action="store_true", help="put the table into README.md")
     options = parser.parse_args(arguments)
 
     def work() -> bool:
@@ -250,7 +253,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             with served() as demo:
                 seen = load(demo.url, options.visitors, options.minutes, options.pause, demo.process.pid)
-        print(table(seen))
+        told = table(seen)
+        print(told)
+        if options.write:
+            came = f"{options.visitors:,} visitors for {options.minutes:g} minutes, a question of each about every "
+            about = f"{came}{options.pause:g} s, all on the machine that answers them. {hardware()}."
+            write_block(ROOT / "README.md", "load", f"{told}\n\n{about}")
         return seen.good
 
     return exit_code("load", work)
