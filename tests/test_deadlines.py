@@ -221,7 +221,6 @@ def test_every_handler_of_the_page_has_a_clock(page):
         ("forecast_values", [[1.0, 2.0, 3.0], "gru"]),
         ("sentiment_values", ["A good film."]),
         ("characters_values", ["ROMEO"]),
-        ("sentiment_list", [["A good film."]]),
     ],
 )
 def test_an_endpoint_tells_that_its_time_is_over(monkeypatch, page, name, values):
