@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from pathlib import Path
@@ -257,6 +258,36 @@ def test_a_tied_network_has_one_matrix_and_is_written_once(tmp_path, monkeypatch
     kept = read_content(tmp_path / "net.pt").tree["state_dict"]
     assert kept["embedding.weight"].data_ptr() == kept["head.weight"].data_ptr()
     assert metrics["parameters"] == sum(weight.numel() for weight in weights.values())
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("sharper", [3.0, 0.5])
+def test_a_generator_is_calibrated_and_otherwise_the_same(tied, sharper):
+    torch.manual_seed(1)
+    network = Network(NetworkSpec("gru", 8, 8, vocabulary=9, outputs=9, pooling="every")).eval().requires_grad_(False)
+    if tied:
+        chargen.tie(network)
+    read = torch.from_numpy(np.random.default_rng(0).integers(0, 9, (16, 101)))
+    # What the net itself would write: its best temperature is 1, until its head is made sharper or blunter.
+    for step in range(100):
+        y, *_ = network(read[:, : step + 1])
+        read[:, step + 1] = torch.distributions.Categorical(logits=y[:, -1]).sample()
+    tokens = read.flatten().numpy()
+    assert chargen.bits_at(network, tokens, np.array([1.0, 2.0])).argmin() == 0
+    spoilt = copy.deepcopy(network)
+    for parameter in spoilt.head.parameters():
+        parameter.mul_(sharper)
+    if tied:
+        for name, weight in spoilt.rnn.named_parameters():
+            weight.div_(sharper if name.startswith("weight_ih") else 1)
+    (before, state), bits = spoilt(read), chargen.bits_per_character(spoilt, tokens)
+    temperature = chargen.calibrate(spoilt, tokens)
+    after, state_after = spoilt(read)
+    assert temperature == (1.5 if sharper == 3 else 0.8)  # the nearest of those that are tried
+    torch.testing.assert_close(after * temperature, before)
+    torch.testing.assert_close(state_after, state)
+    assert chargen.bits_per_character(spoilt, tokens) < bits
+    assert (spoilt.head.weight is spoilt.embedding.weight) is tied
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])

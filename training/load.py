@@ -219,9 +219,9 @@ def table(seen: Seen) -> str:
             lines.append(f"| {name} | {len(taken)} | {busy} | {wrong} | {' | '.join(times)} |")
     lines.append("")
     for what, found in (("busy", seen.busy), ("error", seen.errors)):
-        lines += [f"{what}: {count} × {task}: {kind}" for (task, kind), count in sorted(found.items())]
-    lines += [f"another's answer: {stranger}" for stranger in seen.strangers[:20]]
-    lines.append(f"Answers that were another's: {len(seen.strangers)}.")
+        lines += [f"- {what}: {count} × {task}: {kind}" for (task, kind), count in sorted(found.items())]
+    lines += [f"- another's answer: {stranger}" for stranger in seen.strangers[:20]]
+    lines += ["", f"Answers that were another's: {len(seen.strangers)}."]
     if len(seen.memory) >= 5:
         held = np.array([size for _, size in seen.memory]) / 2**20
         parts = [f"{np.median(part):,.0f}" for part in np.array_split(held, 5)]
