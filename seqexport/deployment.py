@@ -213,7 +213,7 @@ training), which neither training nor the choice of the model has seen:
 
 {table}
 
-{_samples(metrics.get("samples"))}""",
+{_temperature(metrics)}{_samples(metrics.get("samples"))}""",
         use="""\
 import numpy
 import seqexport
@@ -235,10 +235,14 @@ def _calibration(metrics: Mapping[str, Any]) -> str:
     if None in errors.values():
         return ""
     told = ", ".join(f"{error:.3f} on {part}" for part, error in errors.items())
-    return (
-        f"Expected calibration error (15 bins): {told}; the head was divided by a temperature of "
-        f"{metrics['temperature']:.2f},\nfitted on the validation part.\n\n"
-    )
+    return f"Expected calibration error (15 bins): {told}.\n{_temperature(metrics)}"
+
+
+def _temperature(metrics: Mapping[str, Any]) -> str:
+    """By what the head was divided; nothing where a checkpoint tells nothing of it."""
+    if metrics.get("temperature") is None:
+        return ""
+    return f"The head was divided by a temperature of {metrics['temperature']:.2f}, fitted on the validation part.\n\n"
 
 
 def _checklist(found: Mapping[str, Any] | None) -> str:
