@@ -41,15 +41,20 @@ def told(language, path, lines, *options):
     if language == "python":
         command = [sys.executable, "-I", "-c", ALONE, str(program), *options]
     else:
-        modules = NODE / "node_modules"
-        assert modules.is_dir(), "npm ci --prefix tests/node"
-        if not (path.parent / "node_modules").exists():
-            (path.parent / "node_modules").symlink_to(modules)
-        command = ["node", str(program), *options, "--runtime", language]
+        command = [*in_node(program, language), *options]
     said = "".join("\n" if line is None else json.dumps(line) + "\n" for line in lines)
     done = subprocess.run(command, input=said, capture_output=True, text=True, cwd="/", env=CLEAN)
     assert (done.returncode, done.stderr) == (0, "")
     return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def in_node(program, language):
+    """The command that runs a JavaScript client, with the packages of tests/node beside it."""
+    modules, beside = NODE / "node_modules", program.parent / "node_modules"
+    assert modules.is_dir(), "npm ci --prefix tests/node"
+    if not beside.exists():
+        beside.symlink_to(modules)
+    return ["node", str(program), "--runtime", language]
 
 
 CLEAN = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
@@ -246,9 +251,7 @@ def test_a_graph_that_takes_strings_takes_nothing_else(made, language, line):
     checkpoint = lambda to: save_classifier(to / "net.pt")  # noqa: E731
     folder = made("opinions as strings", lambda to: export(checkpoint(to), precision="fp32,int8", text=True))
     program = write_client(folder / "net.classify.text.onnx", "python" if language == "python" else "javascript")
-    if not (folder / "node_modules").exists():
-        (folder / "node_modules").symlink_to(NODE / "node_modules")
-    command = [sys.executable, program] if language == "python" else ["node", program, "--runtime", language]
+    command = [sys.executable, program] if language == "python" else in_node(program, language)
     done = subprocess.run(command, input=f'"fine"\n{line}\n', capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stdout.count("\n") == 1
@@ -304,8 +307,7 @@ def test_a_class_of_ones_own(made, language):
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_a_line_that_does_not_fit(folder, language, line):
     program = write_client(folder / "net.onnx", "python" if language == "python" else "javascript")
-    (folder / "node_modules").symlink_to(NODE / "node_modules")
-    command = [sys.executable, program] if language == "python" else ["node", program, "--runtime", language]
+    command = [sys.executable, program] if language == "python" else in_node(program, language)
     done = subprocess.run(command, input=f"[1]\n{line}\n", capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stdout.count("\n") == 1
