@@ -133,11 +133,10 @@ def _fold_transposes(graph: ir.Graph) -> None:
             continue
         output = node.outputs[0]
         array = np.array(source.const_value.numpy().transpose(_number(node, "perm", (1, 0))), order="C")
-        folded = ir.Value(name=f"{output.name}_folded", const_value=ir.tensor(array), type=output.type)
-        folded.shape = ir.Shape(array.shape)
-        graph.register_initializer(folded)
+        folded = ir.Value(name=output.name, const_value=ir.tensor(array), type=output.type, shape=ir.Shape(array.shape))
         ir.convenience.replace_all_uses_with(output, folded, replace_graph_outputs=True)
         graph.remove(node, safe=True)
+        graph.register_initializer(folded)
 
 
 def _left(graph: ir.Graph) -> Iterator[str]:

@@ -236,9 +236,9 @@ def tie(network: Network) -> None:
 
 @torch.no_grad()
 def calibrate(network: Network, tokens: np.ndarray) -> float:
-    """Divide the head by the temperature at which these tokens are likeliest (Guo et al. 2017), and return it. A net
-    that has seen a text often is too sure of another. A head that is the embedding's matrix stays that: what reads the
-    embedding makes up for it."""
+    """Divide the head by the temperature of TEMPERATURES at which these tokens [length] are likeliest (Guo et al. 2017,
+    "On Calibration of Modern Neural Networks"), and return it: a net that has read one text often is too sure of
+    another. A head that is the embedding's matrix stays that: the weights that read the embedding make up for it."""
     assert network.embedding is not None and network.head is not None
     temperature = float(TEMPERATURES[bits_at(network, tokens, TEMPERATURES).argmin()])
     if network.head.weight is network.embedding.weight:
@@ -263,7 +263,7 @@ def bits_per_character(network: Network, tokens: np.ndarray, count: int = 16, wi
 def bits_at(
     network: Network, tokens: np.ndarray, temperatures: np.ndarray, count: int = 16, window: int = 256
 ) -> np.ndarray:
-    """The bits per character at each of the temperatures that the logits are divided by, from one reading."""
+    """bits_per_character at each of the temperatures [count of them] that the logits are divided by, in one reading."""
     device = next(network.parameters()).device
     streams = side_by_side(tokens, min(count, max(1, len(tokens) // 64))).to(device)
     state: list[Tensor] = []
